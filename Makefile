@@ -1,0 +1,84 @@
+# Thin on purpose: every target is a command of pip, cargo or rlhf. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CONFIG ?= experiments/demo/pipeline.toml
+RUN    ?= runs/demo
+FLAGS  ?=
+PYTHON ?= python3
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RLHF   := target/release/rlhf
+PIP    := .venv/bin/pip install --quiet --disable-pip-version-check
+CARGO  := cargo
+
+# $(call need,PROGRAM,HOW TO GET IT)
+need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it with: $(2)" >&2; exit 1; }
+
+.PHONY: help setup build demo test check pretrain sft reward ppo inspect plan dist gpu-check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.ready ## libtorch (the pinned PyTorch wheel) into ./.venv; once, about 5 GB
+
+.venv/.ready: requirements.txt
+	@$(call need,$(PYTHON),apt-get install python3 python3-venv)
+	@$(call need,c++,apt-get install g++)
+	@$(call need,cargo,see https://rustup.rs)
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: python3 has no venv; install it with: apt-get install python3-venv" >&2; exit 1; }
+	@echo "fetching libtorch into ./.venv (a few minutes, once)"
+	$(PYTHON) -m venv .venv
+	$(PIP) -r requirements.txt
+	ln -sfn "$$(cd .venv/lib && ls -d python3*/site-packages/torch)" .venv/lib/torch
+	@touch $@
+
+build: setup ## build rlhf and rlhf-worker (release; about 10 minutes the first time on two cores)
+	$(CARGO) build --release --locked --bins
+	@[ "$(TARGET)" = target ] || { mkdir -p target; ln -sfn "$(abspath $(TARGET))/release" target/release; }
+
+experiments/demo/data/dataset.json: | setup
+	$(PIP) --no-deps chitchat-dataset==0.9.0
+	@mkdir -p $(@D)
+	cp .venv/lib/python3*/site-packages/chitchat_dataset/dataset.json $@
+
+demo: build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 8 minutes): base, SFT, reward model, PPO, report
+	$(RLHF) run experiments/demo/pipeline.toml --run-dir runs/demo $(FLAGS)
+	$(RLHF) inspect runs/demo --html runs/demo/report.html --svg runs/demo/svg
+	$(RLHF) eval experiments/demo/pipeline.toml --run-dir runs/demo
+
+test: build ## all tests
+	$(CARGO) test --release --locked --workspace
+
+check: setup ## formatting, lints, docs, then all tests: what CI runs
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+	@$(MAKE) --no-print-directory test
+
+pretrain sft reward ppo: build ## run the stages of one kind: make sft CONFIG=experiments/demo/pipeline.toml
+	$(RLHF) run $(CONFIG) --kind $@ $(FLAGS)
+
+inspect: build ## curves and numbers of a run: make inspect RUN=runs/demo
+	$(RLHF) inspect $(RUN) $(FLAGS)
+
+plan: build ## check a config and print every resolved number: make plan CONFIG=...
+	$(RLHF) plan $(CONFIG) $(FLAGS)
+
+dist: build ## a stripped, relocatable archive: dist/rlhf-linux-x86_64.tar.gz
+	rm -rf dist && mkdir -p dist/rlhf/bin dist/rlhf/lib dist/rlhf/experiments
+	strip -o dist/rlhf/bin/rlhf $(TARGET)/release/rlhf
+	strip -o dist/rlhf/bin/rlhf-worker $(TARGET)/release/rlhf-worker
+	cp $(TARGET)/release/librlhf_cuda.so dist/rlhf/lib/ && strip --strip-unneeded dist/rlhf/lib/librlhf_cuda.so
+	cp -r experiments/tiny dist/rlhf/experiments/
+	cp README.md LICENSE dist/rlhf/
+	printf 'gpu-check:\n\tbin/rlhf gpu-check\n' > dist/rlhf/Makefile
+	tar -C dist -czf dist/rlhf-linux-x86_64.tar.gz rlhf
+	@ls -lh dist/rlhf-linux-x86_64.tar.gz
+
+gpu-check: build ## tiny pipeline on CUDA against CPU, and a 1.3B model in bf16; fails where CUDA is absent
+	$(RLHF) gpu-check
+
+clean: ## remove what was built; runs/ and .venv/ stay
+	$(CARGO) clean
+	rm -rf dist

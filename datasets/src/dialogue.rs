@@ -1,0 +1,144 @@
+//! Dialogues as token ids: which tokens the assistant says, and where its turns lie.
+
+use std::ops::Range;
+
+use crate::error::TokenizerError;
+use crate::rows::Message;
+use crate::tokenizer::{Tokenizer, WithOffsets};
+
+/// A rendered and encoded dialogue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dialogue {
+    /// Token ids of the whole dialogue.
+    pub ids: Vec<u32>,
+    /// True on the tokens the assistant says, the EOS of its turns included.
+    pub loss: Vec<bool>,
+}
+
+/// A rendered dialogue and the tokens of each assistant turn, EOS included.
+pub(crate) struct Turns {
+    pub ids: Vec<u32>,
+    pub spans: Vec<Range<usize>>,
+}
+
+impl Tokenizer {
+    /// Encodes a dialogue; the assistant's tokens and the EOS that ends each of its turns carry
+    /// loss, everything else does not.
+    ///
+    /// # Errors
+    /// A template that refuses the dialogue, is not prefix-stable, or ends no turn with EOS.
+    pub fn encode_dialogue(&self, messages: &[Message]) -> Result<Dialogue, TokenizerError> {
+        let turns = self.encode_turns(messages)?;
+        let mut loss = vec![false; turns.ids.len()];
+        for span in turns.spans {
+            loss[span].fill(true);
+        }
+        Ok(Dialogue {
+            ids: turns.ids,
+            loss,
+        })
+    }
+
+    /// The tokens that the assistant would have sampled to say `content` after `prompt`, EOS
+    /// included.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_dialogue`].
+    pub fn encode_response(
+        &self,
+        prompt: &[Message],
+        content: &str,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let mut messages = prompt.to_vec();
+        messages.push(Message::new("assistant", content));
+        let turns = self.encode_turns(&messages)?;
+        let last = turns.spans.last().cloned().unwrap_or_default();
+        Ok(turns.ids[last].to_vec())
+    }
+
+    pub(crate) fn encode_turns(&self, messages: &[Message]) -> Result<Turns, TokenizerError> {
+        let text = self.render(messages, false)?;
+        let assistant = messages
+            .iter()
+            .enumerate()
+            .filter(|(_, m)| m.is_assistant());
+        let turns: Vec<(usize, Range<usize>)> = assistant
+            .map(|(k, _)| Ok((k, self.turn_bytes(messages, k, &text)?)))
+            .collect::<Result<_, TokenizerError>>()?;
+        let cuts: Vec<usize> = turns.iter().map(|(_, bytes)| bytes.start).collect();
+        let (ids, offsets) = self.encode_with_cuts(&text, &cuts)?;
+        let mut spans = Vec::with_capacity(turns.len());
+        for (k, bytes) in turns {
+            let start = offsets.partition_point(|&(from, _)| from < bytes.start);
+            let end = offsets.partition_point(|&(from, _)| from < bytes.end);
+            let eos = ids[start..end].iter().position(|&id| id == self.eos_id());
+            let eos = eos.ok_or_else(|| TokenizerError::NoEos {
+                message: k,
+                eos: self.eos_token().to_owned(),
+                turn: text[bytes].to_owned(),
+            })?;
+            spans.push(start..start + eos + 1);
+        }
+        Ok(Turns { ids, spans })
+    }
+
+    /// Where assistant message `k` stands in the rendered `text`, by rendering what is before it
+    /// (with the generation prompt) and what is up to it.
+    fn turn_bytes(
+        &self,
+        messages: &[Message],
+        k: usize,
+        text: &str,
+    ) -> Result<Range<usize>, TokenizerError> {
+        let before = self.render(&messages[..k], true)?;
+        let through = self.render(&messages[..=k], false)?;
+        for (prefix, longer) in [(&before, through.as_str()), (&through, text)] {
+            if !longer.starts_with(prefix.as_str()) {
+                return Err(not_stable(k, prefix, longer));
+            }
+        }
+        Ok(before.len()..through.len())
+    }
+
+    /// Encodes `text` such that no token spans a cut: what lies before a cut is what a sampler has
+    /// been given, so its tokens must not depend on what follows. Offsets are in bytes of `text`.
+    fn encode_with_cuts(&self, text: &str, cuts: &[usize]) -> Result<WithOffsets, TokenizerError> {
+        let (ids, offsets) = self.encode_with_offsets(text)?;
+        let spans = |cut: usize| offsets.iter().any(|&(from, to)| from < cut && cut < to);
+        let Some(&cut) = cuts.iter().find(|&&cut| spans(cut)) else {
+            return Ok((ids, offsets));
+        };
+        let (mut ids, mut offsets) = self.encode_with_offsets(&text[..cut])?;
+        let later: Vec<usize> = cuts.iter().filter(|&&c| c > cut).map(|c| c - cut).collect();
+        let (rest, rest_offsets) = self.encode_with_cuts(&text[cut..], &later)?;
+        ids.extend(rest);
+        offsets.extend(
+            rest_offsets
+                .into_iter()
+                .map(|(from, to)| (from + cut, to + cut)),
+        );
+        Ok((ids, offsets))
+    }
+}
+
+/// Shows both texts from a little before the place where they part.
+fn not_stable(message: usize, expected: &str, found: &str) -> TokenizerError {
+    let same = expected
+        .bytes()
+        .zip(found.bytes())
+        .take_while(|(a, b)| a == b)
+        .count();
+    let excerpt = |text: &str| {
+        let mut skipped = 0;
+        let tail = text.chars().skip_while(|c| {
+            skipped += c.len_utf8();
+            skipped + 20 < same
+        });
+        tail.take(60).collect()
+    };
+    TokenizerError::NotPrefixStable {
+        message,
+        expected: excerpt(expected),
+        found: excerpt(found),
+    }
+}

@@ -1,0 +1,96 @@
+//! Which tokens have a meaning of their own: end, padding, beginning.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::tokenizer::SPECIAL_TOKENS;
+use crate::tokenizer_error::TokenizerError;
+
+/// Special tokens of a tokenizer.
+#[derive(Debug, Clone)]
+pub(crate) struct Specials {
+    pub eos: (u32, String),
+    pub pad: u32,
+    pub bos: Option<u32>,
+}
+
+/// A special token of the configuration: a string, or an object with `content`.
+pub(crate) fn special(
+    path: &Path,
+    config: &Map<String, Value>,
+    key: &str,
+) -> Result<Option<String>, TokenizerError> {
+    match config.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(token)) => Ok(Some(token.clone())),
+        Some(other) => match other.get("content").and_then(Value::as_str) {
+            Some(token) => Ok(Some(token.to_owned())),
+            None => Err(TokenizerError::BadSpecial {
+                path: path.to_owned(),
+                key: key.to_owned(),
+            }),
+        },
+    }
+}
+
+/// EOS, padding and BOS by the configuration, or where it is silent by their usual names.
+pub(crate) fn resolve_specials(
+    path: &Path,
+    inner: &tokenizers::Tokenizer,
+    config: &Map<String, Value>,
+) -> Result<Specials, TokenizerError> {
+    let id_of = |key: &'static str| -> Result<Option<(u32, String)>, TokenizerError> {
+        let Some(token) = special(path, config, key)? else {
+            return Ok(None);
+        };
+        match inner.token_to_id(&token) {
+            Some(id) => Ok(Some((id, token))),
+            None => Err(TokenizerError::UnknownSpecial {
+                path: path.to_owned(),
+                key,
+                token,
+            }),
+        }
+    };
+    let named = |token: &str| inner.token_to_id(token).map(|id| (id, token.to_owned()));
+    let eos = id_of("eos_token")?
+        .or_else(|| named(SPECIAL_TOKENS[0]))
+        .ok_or_else(|| TokenizerError::NoSpecial {
+            path: path.to_owned(),
+            key: "eos_token",
+        })?;
+    let pad = match id_of("pad_token")? {
+        Some((pad, _)) if pad != eos.0 => pad,
+        _ => fallback_pad(inner, eos.0).ok_or_else(|| TokenizerError::NoSpecial {
+            path: path.to_owned(),
+            key: "pad_token",
+        })?,
+    };
+    Ok(Specials {
+        eos,
+        pad,
+        bos: id_of("bos_token")?.map(|(id, _)| id),
+    })
+}
+
+/// A token other than EOS for masked positions: one made for it if possible, else the first.
+fn fallback_pad(inner: &tokenizers::Tokenizer, eos: u32) -> Option<u32> {
+    let made_for_it = [
+        "<|pad|>",
+        "<pad>",
+        "[PAD]",
+        "<|finetune_right_pad_id|>",
+        "<unk>",
+    ];
+    let special = made_for_it
+        .iter()
+        .find_map(|token| inner.token_to_id(token));
+    special.filter(|&id| id != eos).or_else(|| {
+        inner
+            .get_vocab(true)
+            .into_values()
+            .filter(|&id| id != eos)
+            .min()
+    })
+}

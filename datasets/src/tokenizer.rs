@@ -1,0 +1,375 @@
+//! Text to token ids and back, with special tokens and a chat template.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use rayon::prelude::*;
+use runtime::files::{read_json, write_bytes, write_json};
+use runtime::hash::{hash_bytes, hash_json};
+use serde_json::{Map, Value};
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{
+    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerImpl,
+};
+
+use crate::error::TokenizerError;
+use crate::rows::Message;
+use crate::specials::{Specials, resolve_specials, special};
+use crate::template::{ChatTemplate, OUR_TEMPLATE, RAW_TEMPLATE};
+
+/// Special tokens of tokenizers trained here; their ids are their indices.
+pub const SPECIAL_TOKENS: [&str; 5] = [
+    "<|endoftext|>",
+    "<|pad|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+];
+/// The least vocabulary: special tokens and all bytes.
+const MINIMUM_VOCABULARY: usize = SPECIAL_TOKENS.len() + 256;
+
+const JSON_FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// Where old folders keep special tokens.
+const SPECIALS_FILE: &str = "special_tokens_map.json";
+
+/// Token ids, and where in the text each begins and ends (bytes).
+pub(crate) type WithOffsets = (Vec<u32>, Vec<(usize, usize)>);
+
+/// A tokenizer, as in a Hugging Face model folder.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// What `tokenizer.json` holds.
+    json: String,
+    /// What `tokenizer_config.json` holds.
+    config: Map<String, Value>,
+    template: ChatTemplate,
+    specials: Specials,
+    /// Ids of all special tokens, ascending.
+    special_ids: Vec<u32>,
+    vocab_size: usize,
+}
+
+fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
+    let what = what.to_owned();
+    move |source| TokenizerError::Tokenizers {
+        what,
+        reason: source.to_string(),
+    }
+}
+
+impl Tokenizer {
+    /// Trains a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab_size` tokens,
+    /// special ones included. The same texts give the same tokenizer, in whatever order.
+    ///
+    /// Special tokens written in the texts take no part in the merges.
+    ///
+    /// # Errors
+    /// A vocabulary too small for all bytes, or larger than the texts can fill.
+    pub fn train(
+        texts: impl Iterator<Item = String> + Send,
+        vocab_size: usize,
+    ) -> Result<Self, TokenizerError> {
+        if vocab_size < MINIMUM_VOCABULARY {
+            let minimum = MINIMUM_VOCABULARY;
+            return Err(TokenizerError::VocabularyTooSmall {
+                requested: vocab_size,
+                minimum,
+            });
+        }
+        let specials = SPECIAL_TOKENS.map(|token| AddedToken::from(token, true));
+        let mut trainer = BpeTrainer::builder()
+            .vocab_size(vocab_size)
+            .show_progress(false)
+            .special_tokens(specials.to_vec())
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        let mut trained: TokenizerImpl<
+            BPE,
+            NormalizerWrapper,
+            ByteLevel,
+            PostProcessorWrapper,
+            DecoderWrapper,
+        > = TokenizerImpl::new(BPE::default());
+        trained.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+        trained.with_decoder(Some(ByteLevel::default()));
+        let pieces = texts.flat_map(|text| without_specials(&text));
+        trained
+            .train(&mut trainer, pieces)
+            .map_err(failed("training the tokenizer"))?;
+        let found = trained.get_vocab_size(true);
+        if found < vocab_size {
+            return Err(TokenizerError::VocabularyNotReached {
+                requested: vocab_size,
+                found,
+            });
+        }
+        let json = trained
+            .to_string(false)
+            .map_err(failed("writing the tokenizer"))?;
+        Self::of(Path::new(CONFIG_FILE), json, our_config())
+    }
+
+    /// Opens the tokenizer of a Hugging Face folder.
+    ///
+    /// The end-of-text token comes from `tokenizer_config.json`, else `special_tokens_map.json`,
+    /// else it is `<|endoftext|>` where that exists. A folder without a padding token gets some
+    /// token other than EOS for it: padded positions are masked, but EOS must stay learnable.
+    ///
+    /// # Errors
+    /// A file that is missing or malformed, special tokens that the vocabulary lacks.
+    pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
+        let path = dir.join(JSON_FILE);
+        let json = read_text(&path)?.ok_or(TokenizerError::Missing { path })?;
+        let config_path = dir.join(CONFIG_FILE);
+        let mut config: Map<String, Value> = if config_path.exists() {
+            read_json(&config_path)?
+        } else {
+            Map::new()
+        };
+        let specials_path = dir.join(SPECIALS_FILE);
+        if specials_path.exists() {
+            let specials: Map<String, Value> = read_json(&specials_path)?;
+            for (key, value) in specials {
+                config.entry(key).or_insert(value);
+            }
+        }
+        if let Some(template) = read_text(&dir.join(TEMPLATE_FILE))? {
+            config.insert("chat_template".to_owned(), Value::String(template));
+        }
+        Self::of(&config_path, json, config)
+    }
+
+    fn of(
+        config_path: &Path,
+        json: String,
+        mut config: Map<String, Value>,
+    ) -> Result<Self, TokenizerError> {
+        let what = config_path.with_file_name(JSON_FILE).display().to_string();
+        let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(failed(&what))?;
+        inner.with_truncation(None).map_err(failed(&what))?;
+        inner.with_padding(None);
+        let specials = resolve_specials(config_path, &inner, &config)?;
+        config
+            .entry("eos_token")
+            .or_insert_with(|| Value::String(specials.eos.1.clone()));
+        let mut variables = BTreeMap::new();
+        for key in config.keys().filter(|key| key.ends_with("_token")) {
+            if let Ok(Some(token)) = special(config_path, &config, key) {
+                variables.insert(key.clone(), token);
+            }
+        }
+        let source = template_source(&config).unwrap_or_else(|| RAW_TEMPLATE.to_owned());
+        let template = ChatTemplate::new(&source, variables)?;
+        let vocab_size = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |id| id as usize + 1);
+        let added = inner.get_added_tokens_decoder().into_iter();
+        let mut special_ids: Vec<u32> = added
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| id)
+            .collect();
+        special_ids.sort_unstable();
+        Ok(Self {
+            inner,
+            json,
+            config,
+            template,
+            specials,
+            special_ids,
+            vocab_size,
+        })
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` (the chat template inside) into `dir`.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn save(&self, dir: &Path) -> Result<(), TokenizerError> {
+        write_bytes(&dir.join(JSON_FILE), self.json.as_bytes())?;
+        write_json(&dir.join(CONFIG_FILE), &self.config)?;
+        Ok(())
+    }
+
+    /// Largest id plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token that ends a turn or document.
+    pub fn eos_id(&self) -> u32 {
+        self.specials.eos.0
+    }
+
+    /// The text of [`Tokenizer::eos_id`].
+    pub fn eos_token(&self) -> &str {
+        &self.specials.eos.1
+    }
+
+    /// The token that fills masked positions; never EOS.
+    pub fn pad_id(&self) -> u32 {
+        self.specials.pad
+    }
+
+    /// The token that starts a text, where the model has one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.specials.bos
+    }
+
+    /// Whether a token is special: it has no text of its own.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.binary_search(&id).is_ok()
+    }
+
+    /// Token ids of `text`. No special token is added; those written in the text are recognised.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(failed("encoding"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Token ids of `text` with what the tokenizer adds by itself, for example BOS.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the text.
+    pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .inner
+            .encode_fast(text, true)
+            .map_err(failed("encoding"))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// [`Tokenizer::encode`] of many texts, in parallel.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses a text.
+    pub fn encode_batch(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, TokenizerError> {
+        texts.par_iter().map(|text| self.encode(text)).collect()
+    }
+
+    /// Token ids, and where in `text` each token begins and ends (bytes).
+    pub(crate) fn encode_with_offsets(&self, text: &str) -> Result<WithOffsets, TokenizerError> {
+        let encoding = self.inner.encode(text, false).map_err(failed("encoding"))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+    }
+
+    /// The text of token ids, without special tokens.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, true).map_err(failed("decoding"))
+    }
+
+    /// The dialogue as the chat template writes it.
+    ///
+    /// # Errors
+    /// When the template refuses the dialogue.
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TokenizerError> {
+        self.template.render(messages, add_generation_prompt)
+    }
+
+    /// Token ids of a dialogue that waits for the assistant's turn.
+    ///
+    /// # Errors
+    /// When the template refuses the dialogue.
+    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(&self.render(messages, true)?)
+    }
+
+    /// Hash of everything that decides ids: `tokenizer.json`, special tokens, template.
+    pub fn hash(&self) -> String {
+        let specials = (self.specials.eos.0, self.specials.pad, self.specials.bos);
+        hash_json(&(
+            hash_bytes(self.json.as_bytes()),
+            specials,
+            self.template.source(),
+        ))
+    }
+}
+
+/// The stretches of text between special tokens of ours.
+fn without_specials(text: &str) -> Vec<String> {
+    let mut pieces = vec![text];
+    for token in SPECIAL_TOKENS {
+        pieces = pieces
+            .into_iter()
+            .flat_map(|piece| piece.split(token))
+            .collect();
+    }
+    pieces
+        .into_iter()
+        .filter(|piece| !piece.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn our_config() -> Map<String, Value> {
+    let entries = [
+        ("tokenizer_class", "PreTrainedTokenizerFast"),
+        ("eos_token", SPECIAL_TOKENS[0]),
+        ("pad_token", SPECIAL_TOKENS[1]),
+        ("chat_template", OUR_TEMPLATE),
+    ];
+    let mut config: Map<String, Value> = entries
+        .map(|(key, value)| (key.to_owned(), Value::from(value)))
+        .into_iter()
+        .collect();
+    config.insert(
+        "additional_special_tokens".to_owned(),
+        Value::from(SPECIAL_TOKENS[2..].to_vec()),
+    );
+    config.insert(
+        "clean_up_tokenization_spaces".to_owned(),
+        Value::Bool(false),
+    );
+    config
+}
+
+fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(TokenizerError::Tokenizers {
+            what: path.display().to_string(),
+            reason: e.to_string(),
+        }),
+    }
+}
+
+/// The chat template: a string, or a list of named ones of which `default` counts.
+fn template_source(config: &Map<String, Value>) -> Option<String> {
+    match config.get("chat_template")? {
+        Value::String(template) => Some(template.clone()),
+        Value::Array(named) => {
+            let is_default =
+                |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
+            let entry = named.iter().find(is_default).or_else(|| named.first())?;
+            entry
+                .get("template")
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;

@@ -1,0 +1,133 @@
+//! What can be wrong with tokenizers and chat templates.
+
+use std::path::PathBuf;
+
+use runtime::FileError;
+
+/// Everything that can be wrong with a tokenizer or a chat template.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// A file of the folder is not there.
+    #[error(
+        "{}: no such file\n  hint: a tokenizer is a folder with tokenizer.json and \
+         tokenizer_config.json",
+        path.display()
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// `tokenizers` refused.
+    #[error("{what}: {reason}")]
+    Tokenizers {
+        /// What was attempted, or the file.
+        what: String,
+        /// Why it failed.
+        reason: String,
+    },
+    /// The configuration names no such token.
+    #[error(
+        "{}: `{key}` is missing\n  hint: add \"{key}\": \"...\" naming a token of tokenizer.json",
+        path.display()
+    )]
+    NoSpecial {
+        /// `tokenizer_config.json`.
+        path: PathBuf,
+        /// `eos_token` or `pad_token`.
+        key: &'static str,
+    },
+    /// The configuration names a token that the vocabulary lacks.
+    #[error(
+        "{}: `{key}` is `{token}`, which tokenizer.json does not contain\n  hint: name a token of \
+         its vocabulary",
+        path.display()
+    )]
+    UnknownSpecial {
+        /// `tokenizer_config.json`.
+        path: PathBuf,
+        /// `eos_token`, `pad_token` or `bos_token`.
+        key: &'static str,
+        /// The token.
+        token: String,
+    },
+    /// A value of the configuration has an impossible type.
+    #[error(
+        "{}: `{key}` is neither a string nor an object with `content`\n  hint: correct the file",
+        path.display()
+    )]
+    BadSpecial {
+        /// `tokenizer_config.json`.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// The vocabulary cannot even hold all bytes.
+    #[error(
+        "vocab_size = {requested} is below {minimum}\n  hint: 256 bytes and 5 special tokens come \
+         before any merge"
+    )]
+    VocabularyTooSmall {
+        /// What was asked for.
+        requested: usize,
+        /// The least possible.
+        minimum: usize,
+    },
+    /// The texts have too few different words.
+    #[error(
+        "the texts give only {found} tokens, not {requested}\n  hint: set vocab_size = {found} or \
+         train on more text"
+    )]
+    VocabularyNotReached {
+        /// What was asked for.
+        requested: usize,
+        /// What came out.
+        found: usize,
+    },
+    /// The chat template does not compile.
+    #[error("chat template: {source:#}\n  hint: it must be Jinja as transformers renders it")]
+    Template {
+        /// Why.
+        source: Box<minijinja::Error>,
+    },
+    /// The chat template refused the messages.
+    #[error(
+        "chat template refused a dialogue of {roles}: {source:#}\n  hint: the template decides which roles may follow each other"
+    )]
+    Render {
+        /// The roles, in order.
+        roles: String,
+        /// Why.
+        source: Box<minijinja::Error>,
+    },
+    /// Rendering a longer dialogue changes what came before.
+    #[error(
+        "the chat template is not prefix-stable at message {message}: `{expected}` became \
+         `{found}`\n  hint: the loss mask needs a template whose earlier text does not depend on \
+         later messages; edit chat_template in tokenizer_config.json"
+    )]
+    NotPrefixStable {
+        /// Index of the assistant message.
+        message: usize,
+        /// End of the text that should have been a prefix.
+        expected: String,
+        /// What stands there instead.
+        found: String,
+    },
+    /// An assistant's turn has no end.
+    #[error(
+        "the chat template ends assistant message {message} without the EOS token `{eos}` (turn: \
+         `{turn}`)\n  hint: make the template write eos_token, or set eos_token in \
+         tokenizer_config.json to the token that ends a turn"
+    )]
+    NoEos {
+        /// Index of the assistant message.
+        message: usize,
+        /// The EOS token.
+        eos: String,
+        /// The turn's text.
+        turn: String,
+    },
+}

@@ -1,0 +1,382 @@
+//! The command line: what may be said, with a help text and an example for each command.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use recipe::plan::Dtype;
+use recipe::request::{Compute, Sampling};
+
+use crate::inspect::InspectArgs;
+
+/// Trains language models from human feedback: a base model, supervised fine-tuning, a reward model,
+/// and PPO.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rlhf",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Exit codes: 0 done, 1 the run failed, 2 the command or its configuration is wrong, 130 interrupted
+(everything is saved). Data goes to standard output, everything else to standard error.
+
+Start here:
+  rlhf doctor
+  rlhf plan experiments/tiny/pipeline.toml
+  rlhf run experiments/tiny/pipeline.toml"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a pipeline's stages that are not done yet; an interrupted stage continues by itself.
+    #[command(after_help = "\
+Examples:
+  rlhf run experiments/demo/pipeline.toml
+  rlhf run experiments/demo/pipeline.toml --until sft --set stages.sft.optimizer.lr=1e-4
+  rlhf run experiments/demo/pipeline.toml --restart ppo
+
+Ctrl-C saves a snapshot and ends; the same command continues from it.")]
+    Run(RunArgs),
+    /// Check a configuration and print every resolved number; starts nothing.
+    #[command(after_help = "\
+Example:
+  rlhf plan experiments/demo/pipeline.toml --set stages.ppo.batch=128")]
+    Plan(PlanArgs),
+    /// Show curves and numbers of one or several runs.
+    Inspect(InspectArgs),
+    /// Sample from a language model.
+    #[command(after_help = "\
+Examples:
+  rlhf generate --model runs/demo/sft/final --prompt 'How are you?' --max-new-tokens 32
+  rlhf generate --model runs/demo/ppo/final --data prompts.jsonl --num-samples 4 > samples.jsonl
+
+--data: JSON lines or Parquet with `input_ids`, `prompt` (raw text) or `messages` (through the chat
+template). Out, a JSON line a sample: index, sample, output_ids, text, logprobs, finish_reason.")]
+    Generate(GenerateArgs),
+    /// Log-probabilities (language model) or rewards (reward model) of given texts.
+    #[command(after_help = "\
+Example:
+  rlhf score --model runs/demo/reward/final --data dialogues.jsonl > rewards.jsonl
+
+--data: JSON lines or Parquet with `input_ids`, `text`, `prompt` + `completion`, or `messages`.
+Out, a JSON line a row: input_ids, and logprobs or reward and reward_normalized.")]
+    Score(ScoreArgs),
+    /// Talk to a model.
+    #[command(after_help = "\
+Example:
+  rlhf chat --model runs/demo/ppo/final
+
+One line is one message; Ctrl-D ends the conversation.")]
+    Chat(ChatArgs),
+    /// Say what libtorch and devices are found, and what is wrong otherwise.
+    #[command(after_help = "\
+Example:
+  rlhf doctor
+
+Needs no libtorch itself. Exit code 1 if something is wrong.")]
+    Doctor,
+}
+
+/// A pipeline's file and what is said over it.
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    /// The pipeline's file.
+    pub config: PathBuf,
+    /// Set a key of the file, as in `--set stages.sft.batch=32`; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_override)]
+    pub overrides: Vec<(String, String)>,
+}
+
+/// `rlhf run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// What to run.
+    #[command(flatten)]
+    pub source: ConfigArgs,
+    /// Run this stage alone; what it needs must be done.
+    #[arg(long, value_name = "STAGE", conflicts_with_all = ["kind", "until"])]
+    pub only: Option<String>,
+    /// Run the stages of this kind, and what they need that is not done yet.
+    #[arg(long, value_name = "KIND", conflicts_with = "until")]
+    pub kind: Option<String>,
+    /// Run this stage and all that it needs.
+    #[arg(long, value_name = "STAGE")]
+    pub until: Option<String>,
+    /// Move this stage and all that depend on it to STAGE.old-N, and run them anew; may be repeated.
+    #[arg(long, value_name = "STAGE")]
+    pub restart: Vec<String>,
+    /// The run folder [default: runs/NAME, where NAME stands in the file].
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Where to compute; auto is the first GPU where there is one.
+    #[arg(long, value_enum, default_value_t)]
+    pub device: Device,
+}
+
+/// `rlhf plan`.
+#[derive(Debug, Clone, Args)]
+pub struct PlanArgs {
+    /// What to plan.
+    #[command(flatten)]
+    pub source: ConfigArgs,
+}
+
+/// `rlhf generate`.
+#[derive(Debug, Clone, Args)]
+pub struct GenerateArgs {
+    /// A language model's folder (Hugging Face format).
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Continue this raw text, and print plain text.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        required_unless_present = "data",
+        conflicts_with = "data"
+    )]
+    pub prompt: Option<String>,
+    /// Continue every row of this file, and print JSON lines.
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Samples of each prompt.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = at_least_one)]
+    pub num_samples: usize,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Every response has --max-new-tokens tokens.
+    #[arg(long)]
+    pub ignore_eos: bool,
+    /// How it is computed.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// `rlhf score`.
+#[derive(Debug, Clone, Args)]
+pub struct ScoreArgs {
+    /// A language model's or reward model's folder (Hugging Face format).
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// What to score.
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// How it is computed.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// `rlhf chat`.
+#[derive(Debug, Clone, Args)]
+pub struct ChatArgs {
+    /// A language model's folder (Hugging Face format).
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// A first message of role `system`.
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// How tokens are chosen.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// How it is computed.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, Args)]
+pub struct SamplingArgs {
+    /// Tokens of a response at most.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    pub max_new_tokens: usize,
+    /// Logits are divided by this.
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = above_zero)]
+    pub temperature: f64,
+    /// Only the K likeliest tokens.
+    #[arg(long, value_name = "K", value_parser = at_least_one)]
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together have probability P.
+    #[arg(long, value_name = "P", value_parser = probability)]
+    pub top_p: Option<f64>,
+    /// Always the likeliest token.
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p"])]
+    pub greedy: bool,
+    /// From which all randomness derives.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl SamplingArgs {
+    /// As the worker reads it.
+    pub fn resolve(&self, ignore_eos: bool) -> Sampling {
+        Sampling {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            greedy: self.greedy,
+            ignore_eos,
+            seed: self.seed,
+        }
+    }
+}
+
+/// How it is computed.
+#[derive(Debug, Clone, Args)]
+pub struct ComputeArgs {
+    /// Where to compute; auto is the first GPU where there is one.
+    #[arg(long, value_enum, default_value_t)]
+    pub device: Device,
+    /// Type of weights and activations.
+    #[arg(long, value_enum, default_value_t)]
+    pub dtype: DtypeArg,
+    /// Rows computed together.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub batch: usize,
+}
+
+impl ComputeArgs {
+    /// As the worker reads it.
+    pub fn resolve(&self) -> Compute {
+        let dtype = match self.dtype {
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::Bf16 => Dtype::Bf16,
+            DtypeArg::F64 => Dtype::F64,
+        };
+        Compute {
+            device: self.device.as_str().to_owned(),
+            dtype,
+            batch: self.batch,
+        }
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Device {
+    /// The first GPU where there is one, else the CPU; a GPU that cannot be used is an error.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU, or an error.
+    Cuda,
+}
+
+impl Device {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// Type of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DtypeArg {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 64-bit floats.
+    F64,
+}
+
+fn parse_override(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok((key.trim().to_owned(), value.trim().to_owned()))
+        }
+        _ => Err("expected KEY=VALUE, as in stages.sft.batch=32".into()),
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn above_zero(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if number > 0.0 && number.is_finite() {
+        Ok(number)
+    } else {
+        Err("must be above 0 (for the likeliest token always: --greedy)".into())
+    }
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if number > 0.0 && number <= 1.0 {
+        Ok(number)
+    } else {
+        Err("must be in (0, 1]".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
+        let mut command = Cli::command();
+        command.build();
+        command.clone().debug_assert();
+        for sub in command
+            .get_subcommands()
+            .filter(|sub| sub.get_name() != "help")
+        {
+            let help = sub
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains(&format!("  rlhf {}", sub.get_name())),
+                "{}",
+                sub.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_refused() {
+        let generate = ["rlhf", "generate", "--model", "m"];
+        let refused = [
+            &["--prompt", "x", "--top-p", "1.5"][..],
+            &["--prompt", "x", "--temperature", "0"],
+            &["--prompt", "x", "--num-samples", "0"],
+            &["--prompt", "x", "--greedy", "--top-k", "3"],
+            &["--prompt", "x", "--data", "f"],
+            &[],
+        ];
+        for rest in refused {
+            assert!(
+                Cli::try_parse_from(generate.iter().chain(rest)).is_err(),
+                "{rest:?}"
+            );
+        }
+        let run = ["rlhf", "run", "c.toml", "--set", "a.b = 1", "--set", "x"];
+        assert!(Cli::try_parse_from(run).is_err());
+        let Ok(Cli {
+            command: Command::Run(args),
+        }) = Cli::try_parse_from(&run[..5])
+        else {
+            panic!("must parse")
+        };
+        assert_eq!(args.source.overrides, [("a.b".to_owned(), "1".to_owned())]);
+    }
+}

@@ -1,0 +1,36 @@
+//! `rlhf generate`: samples from a language model.
+
+use std::path::PathBuf;
+
+use recipe::request::{GenerateInput, GenerateRequest};
+
+use super::{check_data, check_model, relay};
+use crate::cli::GenerateArgs;
+use crate::failure::Outcome;
+
+/// Checks the arguments and puts the request to the worker.
+///
+/// # Errors
+/// A model or file that is not there, no libtorch, or what the worker says.
+pub fn run(args: &GenerateArgs) -> Outcome {
+    check_model(&args.model)?;
+    let input = match &args.prompt {
+        Some(text) => GenerateInput::Prompt { text: text.clone() },
+        None => GenerateInput::Data { path: data(args)? },
+    };
+    let request = GenerateRequest {
+        model: args.model.clone(),
+        input,
+        num_samples: args.num_samples,
+        sampling: args.sampling.resolve(args.ignore_eos),
+        compute: args.compute.resolve(),
+    };
+    relay("generate", &request)
+}
+
+/// The command line has either a prompt or a file.
+fn data(args: &GenerateArgs) -> Outcome<PathBuf> {
+    let path = args.data.clone().unwrap_or_default();
+    check_data(&path)?;
+    Ok(path)
+}

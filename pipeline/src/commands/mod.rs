@@ -1,0 +1,95 @@
+//! A file per command, and what those have in common that put one request to the worker.
+
+pub mod chat;
+pub mod doctor;
+pub mod generate;
+pub mod plan;
+pub mod run;
+pub mod score;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use runtime::Event;
+use serde::Serialize;
+
+use crate::failure::{Failure, Outcome};
+use crate::libtorch::{self, Libtorch, Places};
+use crate::worker::{Incoming, Worker};
+
+/// How long to wait for the worker before looking at other things.
+const TICK: Duration = Duration::from_millis(100);
+
+fn find_libtorch() -> Outcome<Libtorch> {
+    libtorch::find(&Places::of_this_process()).map_err(Failure::run)
+}
+
+fn start(command: &str, request: &impl Serialize) -> Outcome<Worker> {
+    let request = serde_json::to_string(request).map_err(Failure::run)?;
+    Worker::start(&find_libtorch()?, &[command, &request], None).map_err(Failure::run)
+}
+
+/// Puts a request to the worker, and its data on standard output. Ctrl-C ends the front, and by that
+/// the worker: there is nothing to save.
+fn relay(command: &str, request: &impl Serialize) -> Outcome {
+    let mut worker = start(command, request)?;
+    loop {
+        match worker.receive(TICK) {
+            Some(Incoming::Event(Event::Output { line })) => match print(&line) {
+                Ok(()) => {}
+                // Whoever read the output has seen enough (`| head`).
+                Err(_) => return Ok(()),
+            },
+            Some(Incoming::Event(Event::Note { text })) => eprintln!("{text}"),
+            Some(Incoming::Closed) => return worker.finish().map_err(Failure::run),
+            _ => {}
+        }
+    }
+}
+
+fn print(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
+
+/// Checks a `--model` before anything is started for it.
+fn check_model(dir: &Path) -> Outcome {
+    let hint = if dir.join("final/config.json").exists() {
+        format!("its model is in {}", dir.join("final").display())
+    } else {
+        "give the folder of a Hugging Face model, such as runs/demo/sft/final".to_owned()
+    };
+    let problem = if dir.is_dir() {
+        "has no config.json"
+    } else {
+        "is not a folder"
+    };
+    if dir.join("config.json").exists() {
+        return Ok(());
+    }
+    Err(Failure::Usage(anyhow!(
+        "--model {} {problem}\n  hint: {hint}",
+        dir.display()
+    )))
+}
+
+/// Checks a `--data` before anything is started for it.
+fn check_data(file: &Path) -> Outcome {
+    if !file.is_file() {
+        return Err(Failure::Usage(anyhow!(
+            "--data {} is not a file",
+            file.display()
+        )));
+    }
+    match file.extension().and_then(|extension| extension.to_str()) {
+        Some("jsonl" | "parquet") => Ok(()),
+        _ => Err(Failure::Usage(anyhow!(
+            "--data {}: its kind is not known by its name\n  \
+             hint: JSON lines end in .jsonl, Parquet ends in .parquet",
+            file.display()
+        ))),
+    }
+}

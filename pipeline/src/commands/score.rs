@@ -1,0 +1,22 @@
+//! `rlhf score`: log-probabilities or rewards of given texts.
+
+use recipe::request::ScoreRequest;
+
+use super::{check_data, check_model, relay};
+use crate::cli::ScoreArgs;
+use crate::failure::Outcome;
+
+/// Checks the arguments and puts the request to the worker.
+///
+/// # Errors
+/// A model or file that is not there, no libtorch, or what the worker says.
+pub fn run(args: &ScoreArgs) -> Outcome {
+    check_model(&args.model)?;
+    check_data(&args.data)?;
+    let request = ScoreRequest {
+        model: args.model.clone(),
+        data: args.data.clone(),
+        compute: args.compute.resolve(),
+    };
+    relay("score", &request)
+}

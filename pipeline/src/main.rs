@@ -1,0 +1,53 @@
+//! `rlhf`: the one command that a user sees. It reads and checks a configuration, decides which
+//! stages are to be run, starts `rlhf-worker` for what needs tensors, and shows what happens.
+//!
+//! **In:** a command line. **Out:** data on standard output, everything else on standard error, and
+//! an exit code (see [`failure`]).
+//!
+//! **Architecture invariant:** nothing here links libtorch, so that every command starts at once and
+//! can explain itself on a machine where libtorch is missing or broken.
+//!
+//! **Reading order:** [`cli`] (what can be said), [`commands`] (a file per command),
+//! [`graph`] and [`fingerprint`] (what is to be run), [`worker`] and [`libtorch`] (how it is run),
+//! [`inspect`] (how it is looked at).
+
+mod checks;
+mod cli;
+mod commands;
+mod data_stages;
+mod death;
+mod failure;
+mod fingerprint;
+#[cfg(test)]
+mod fixtures;
+mod graph;
+mod inspect;
+mod libtorch;
+mod progress;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use failure::{Failure, Outcome};
+
+fn main() -> ExitCode {
+    match dispatch(&Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(command: &Command) -> Outcome {
+    match command {
+        Command::Run(args) => commands::run::run(args),
+        Command::Plan(args) => commands::plan::run(args),
+        Command::Inspect(args) => inspect::run(args).map_err(Failure::Run),
+        Command::Generate(args) => commands::generate::run(args),
+        Command::Score(args) => commands::score::run(args),
+        Command::Chat(args) => commands::chat::run(args),
+        Command::Doctor => commands::doctor::run(),
+    }
+}

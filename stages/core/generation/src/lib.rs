@@ -1,0 +1,20 @@
+//! Sampling from a language model.
+//!
+//! In: a model with a token head, the token ids of prompts ([`Request`]) and [`SamplingOptions`].
+//! Out: a [`Sample`] per request, in order: the tokens, and the log-probability of each under the
+//! distribution that it was sampled from.
+//!
+//! **Architecture invariant.** This crate knows neither text nor rewards: prompts come as ids and samples
+//! leave as ids. A sample is a function of model, prompt, options and the request's `episode` alone: batch
+//! size, batch mates, padding and the order of requests change nothing, since the token at position `t`
+//! is the inverse CDF at one number made from the key (seed, purpose, episode, t).
+//!
+//! Reading order: [`options`] (what may be asked), `sampler` (one token), [`decode`] (the loop over a
+//! batch with its KV cache).
+
+pub mod decode;
+pub mod options;
+mod sampler;
+
+pub use decode::generate;
+pub use options::{Finish, GenerationError, Request, Sample, SamplingOptions};

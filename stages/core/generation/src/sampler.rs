@@ -1,0 +1,188 @@
+//! One token: from logits to a distribution, and from a uniform number to a sample of it.
+//!
+//! Shapes: `b` rows, `v` vocabulary. Everything here works row by row.
+
+use tch::{Kind, Tensor};
+
+use crate::options::SamplingOptions;
+
+/// The log-probabilities that are sampled from, in f32 (f64 for f64 logits): logits divided by the
+/// temperature, then top-k, then top-p, renormalised. Greedy: the plain log-softmax. A token that is
+/// excluded has -inf.
+pub(crate) fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
+    let kind = if logits_bv.kind() == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    };
+    let logits_bv = logits_bv.to_kind(kind);
+    if options.greedy {
+        return logits_bv.log_softmax(-1, kind);
+    }
+    let is_plain = (options.temperature - 1.0).abs() == 0.0;
+    let mut logits_bv = if is_plain {
+        logits_bv
+    } else {
+        logits_bv / options.temperature
+    };
+    if let Some(k) = options.top_k {
+        logits_bv = keep_top_k(&logits_bv, k);
+    }
+    if let Some(p) = options.top_p {
+        logits_bv = keep_top_p(&logits_bv, p);
+    }
+    logits_bv.log_softmax(-1, kind)
+}
+
+/// Excludes what is less likely than the k-th likeliest token.
+fn keep_top_k(logits_bv: &Tensor, k: usize) -> Tensor {
+    let k = (k as i64).min(logits_bv.size()[1]);
+    let (values_bk, _) = logits_bv.topk(k, -1, true, true);
+    let least_b1 = values_bk.amin([-1], true);
+    logits_bv.masked_fill(&logits_bv.lt_tensor(&least_b1), f64::NEG_INFINITY)
+}
+
+/// Keeps the smallest set of likeliest tokens whose probabilities sum to at least p.
+fn keep_top_p(logits_bv: &Tensor, p: f64) -> Tensor {
+    let (sorted_bv, order_bv) = logits_bv.sort_stable(true, -1, true);
+    let probs_bv = sorted_bv.softmax(-1, Kind::Double);
+    let before_bv = probs_bv.cumsum(-1, None) - &probs_bv;
+    let excluded_bv = before_bv.ge(p);
+    // The likeliest token stays, whatever rounding does to its 0.
+    let _ = excluded_bv.narrow(-1, 0, 1).fill_(0);
+    let excluded_bv = excluded_bv
+        .zeros_like()
+        .scatter_(-1, &order_bv, &excluded_bv);
+    logits_bv.masked_fill(&excluded_bv, f64::NEG_INFINITY)
+}
+
+/// The inverse of each row's CDF at a uniform number: the first token whose cumulative probability (in
+/// f64) passes it. Tokens of probability 0 are never chosen.
+pub(crate) fn invert_cdf(logprobs_bv: &Tensor, uniform_b1: &Tensor) -> Tensor {
+    // Converted first: `cumsum` with another type than its input's is ten times slower on a CPU.
+    let cdf_bv = logprobs_bv.exp().to_kind(Kind::Double).cumsum(-1, None);
+    let last = cdf_bv.size()[1] - 1;
+    // The sum is 1 up to rounding; scaling by it makes every number below 1 fall on a token.
+    let threshold_b1 = uniform_b1 * cdf_bv.narrow(-1, last, 1);
+    // Not-a-number passes every bound: the clamp keeps its index inside, and the caller sees the
+    // log-probability.
+    threshold_b1
+        .searchsorted(&cdf_bv, false, true, "right", None::<&Tensor>)
+        .clamp_max(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn options(top_k: Option<usize>, top_p: Option<f64>) -> SamplingOptions {
+        SamplingOptions {
+            max_new_tokens: 1,
+            temperature: 2.0,
+            top_k,
+            top_p,
+            greedy: false,
+            ignore_eos: false,
+            seed: 0,
+            purpose: "test",
+            eos_ids: Vec::new(),
+            max_batch: 1,
+        }
+    }
+
+    /// Logits whose distribution at temperature 2 is `probs`.
+    fn logits(probs: &[f64]) -> Tensor {
+        Tensor::from_slice(probs).log().view([1, -1]) * 2.0
+    }
+
+    fn distribution(probs: &[f64], options: &SamplingOptions) -> Vec<f64> {
+        let logprobs_bv = log_distribution(&logits(probs), options);
+        Vec::<f64>::try_from(logprobs_bv.exp().view(-1)).expect("f64")
+    }
+
+    fn assert_close(got: &[f64], expected: &[f64]) {
+        let close = got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12);
+        assert!(
+            close && got.len() == expected.len(),
+            "{got:?} instead of {expected:?}"
+        );
+    }
+
+    #[test]
+    fn top_k_and_top_p_restrict_and_renormalise() {
+        let probs = [0.1, 0.4, 0.2, 0.3];
+        assert_close(&distribution(&probs, &options(None, None)), &probs);
+        let two = [0.0, 0.4 / 0.7, 0.0, 0.3 / 0.7];
+        assert_close(&distribution(&probs, &options(Some(2), None)), &two);
+        assert_close(&distribution(&probs, &options(Some(9), None)), &probs);
+        assert_close(&distribution(&probs, &options(None, Some(0.65))), &two);
+        assert_close(
+            &distribution(&probs, &options(None, Some(1e-300))),
+            &[0.0, 1.0, 0.0, 0.0],
+        );
+        // After top-k 2 the likeliest token has 0.57 of the mass, which is enough for 0.5.
+        assert_close(
+            &distribution(&probs, &options(Some(2), Some(0.5))),
+            &[0.0, 1.0, 0.0, 0.0],
+        );
+        assert_close(&distribution(&probs, &options(None, Some(1.0))), &probs);
+    }
+
+    #[test]
+    fn tokens_as_likely_as_the_kth_stay() {
+        let probs = [0.5, 0.2, 0.2, 0.1];
+        let kept = [0.5 / 0.9, 0.2 / 0.9, 0.2 / 0.9, 0.0];
+        assert_close(&distribution(&probs, &options(Some(2), None)), &kept);
+    }
+
+    #[test]
+    fn frequencies_follow_the_distribution() {
+        let probs = [0.35_f64, 0.0, 0.05, 0.3, 0.1, 0.2];
+        let num_draws = 20_000;
+        let uniform: Vec<f64> = (0..num_draws)
+            .map(|i| runtime::seeds::uniform(5, "test", i, 0))
+            .collect();
+        let uniform_b1 = Tensor::from_slice(&uniform).view([-1, 1]);
+        let logprobs_bv = Tensor::from_slice(&probs)
+            .log()
+            .view([1, -1])
+            .repeat([num_draws as i64, 1]);
+        let ids = invert_cdf(&logprobs_bv, &uniform_b1).view(-1);
+        let counts = Vec::<i64>::try_from(ids.bincount(None::<&Tensor>, 6)).expect("counts");
+        assert_eq!(counts[1], 0, "a token of probability 0");
+        let chi_square: f64 = probs
+            .iter()
+            .zip(&counts)
+            .filter(|(p, _)| **p > 0.0)
+            .map(|(p, &count)| {
+                (count as f64 - p * num_draws as f64).powi(2) / (p * num_draws as f64)
+            })
+            .sum();
+        // Four degrees of freedom: passed by chance once in 10,000.
+        assert!(chi_square < 23.5, "{chi_square}: {counts:?}");
+    }
+
+    #[test]
+    fn ends_of_the_unit_interval_fall_on_tokens() {
+        for kind in [Kind::Double, Kind::Float] {
+            let probs = Tensor::from_slice(&[0.0, 0.7, 0.3, 0.0]).view([1, 4]);
+            let logprobs_bv = probs.log().to_kind(kind);
+            let choose = |u: f64| {
+                let uniform_b1 = Tensor::from_slice(&[u]).view([1, 1]);
+                invert_cdf(&logprobs_bv, &uniform_b1).int64_value(&[0, 0])
+            };
+            assert_eq!(choose(0.0), 1);
+            assert_eq!(choose(1.0 - f64::EPSILON / 2.0), 2);
+        }
+    }
+
+    #[test]
+    fn not_a_number_stays_inside_the_vocabulary() {
+        let logprobs_bv = Tensor::full([1, 3], f64::NAN, (Kind::Double, Device::Cpu));
+        let uniform_b1 = Tensor::from_slice(&[0.5]).view([1, 1]);
+        let id = invert_cdf(&logprobs_bv, &uniform_b1).int64_value(&[0, 0]);
+        assert!((0..3).contains(&id), "{id}");
+    }
+}

@@ -1,0 +1,71 @@
+//! What does the block-by-block backward pass cost against a single autograd graph?
+//!
+//! `cargo run --release -p model --example backward_pass` (figures: CONTRIBUTING.md).
+
+use std::time::Instant;
+
+use model::{Head, Input, Model, RecordOptions, response_logprobs};
+use recipe::shape::{Family, ModelShape};
+use tch::{Device, Kind, Tensor};
+
+const ROUNDS: usize = 12;
+
+fn main() {
+    let shape = ModelShape {
+        family: Family::Gpt2,
+        vocab_size: 2048,
+        max_positions: 128,
+        layers: 4,
+        width: 256,
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 64,
+        mlp_width: 1024,
+        norm_eps: 1e-5,
+        rope_theta: 0.0,
+        tie_embeddings: true,
+    };
+    let model = Model::init(&shape, Head::Token, 1, Device::Cpu, Kind::Float);
+    model.set_trainable(true);
+    let input = Input::dense(Tensor::randint(2048, [16, 128], (Kind::Int64, Device::Cpu)));
+    let loss =
+        |hidden: &Tensor| -response_logprobs(&model, hidden, &input.ids_bt, 1, 1.0).mean(None);
+    let taped = |checkpointing| {
+        let options = RecordOptions {
+            checkpointing,
+            dropout: 0.0,
+            dropout_key: 0,
+        };
+        let (hidden, tape) = model.record(&input, &options);
+        loss(&hidden).backward();
+        if let Err(error) = tape.backward(&model) {
+            panic!("{error}");
+        }
+    };
+    let single = || loss(&model.hidden(&input)).backward();
+    let variants: [(&str, &dyn Fn()); 3] = [
+        ("single graph", &single),
+        ("block by block, graphs kept", &|| taped(false)),
+        ("block by block, checkpointing", &|| taped(true)),
+    ];
+    // Interleaved, so that other work on the machine meets all of them alike.
+    let mut times = [const { Vec::new() }; 3];
+    for round in 0..=ROUNDS {
+        for ((_, run), times) in variants.iter().zip(&mut times) {
+            model.zero_grad();
+            let start = Instant::now();
+            run();
+            if round > 0 {
+                times.push(start.elapsed().as_secs_f64());
+            }
+        }
+    }
+    for ((name, _), mut times) in variants.iter().zip(times) {
+        times.sort_by(f64::total_cmp);
+        println!(
+            "{name:32} {:6.1} ms (fastest {:.1})",
+            times[ROUNDS / 2] * 1e3,
+            times[0] * 1e3
+        );
+    }
+}

@@ -1,0 +1,91 @@
+//! A checkpoint: weights that can be used, with their tokenizer, as a sealed folder.
+
+use std::path::Path;
+
+use datasets::tokenizer::Tokenizer;
+use runtime::files::WholeFolder;
+use runtime::manifest::Manifest;
+use tch::{Device, Kind};
+
+use crate::ModelError;
+use crate::folder::SpecialIds;
+use crate::transformer::Model;
+
+/// A model with the tokenizer that it was trained with.
+pub struct Checkpoint {
+    /// The model.
+    pub model: Model,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// What the folder says of itself; `None` for a folder from elsewhere.
+    pub manifest: Option<Manifest>,
+}
+
+impl Checkpoint {
+    /// Reads a folder of ours or any Hugging Face folder of a known family.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; when the tokenizer cannot be read, or has more tokens than the model.
+    pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
+        let model = Model::load(dir, device, kind)?;
+        let tokenizer = Tokenizer::load(dir).map_err(|error| ModelError::Tokenizer {
+            path: dir.into(),
+            source: error.into(),
+        })?;
+        check_vocabulary(dir, &model, &tokenizer)?;
+        Ok(Self {
+            model,
+            tokenizer,
+            manifest: Manifest::read(dir)?,
+        })
+    }
+}
+
+/// Writes a checkpoint that appears at `dir` complete or not at all, sealed by `manifest`; returns
+/// the sealed manifest.
+///
+/// # Errors
+/// When the tokenizer does not fit the model, the disk is full, or writing fails.
+pub fn save_checkpoint(
+    dir: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    manifest: Manifest,
+) -> Result<Manifest, ModelError> {
+    let folder = WholeFolder::create(dir)?;
+    write_folder(folder.path(), model, tokenizer)?;
+    let sealed = manifest.seal(folder.path())?;
+    folder.commit()?;
+    Ok(sealed)
+}
+
+/// Writes model and tokenizer into an existing folder, unsealed: what a snapshot adds its training
+/// state to.
+///
+/// # Errors
+/// As [`save_checkpoint`].
+pub fn write_folder(dir: &Path, model: &Model, tokenizer: &Tokenizer) -> Result<(), ModelError> {
+    check_vocabulary(dir, model, tokenizer)?;
+    let ids = SpecialIds {
+        bos: tokenizer.bos_id(),
+        eos: tokenizer.eos_id(),
+        pad: tokenizer.pad_id(),
+    };
+    model.save_with(dir, Some(ids))?;
+    tokenizer.save(dir).map_err(|error| ModelError::Tokenizer {
+        path: dir.into(),
+        source: error.into(),
+    })
+}
+
+fn check_vocabulary(dir: &Path, model: &Model, tokenizer: &Tokenizer) -> Result<(), ModelError> {
+    let (tokens, rows) = (tokenizer.vocab_size(), model.shape.vocab_size);
+    if tokens > rows {
+        return Err(ModelError::Vocabulary {
+            path: dir.into(),
+            tokens,
+            rows,
+        });
+    }
+    Ok(())
+}

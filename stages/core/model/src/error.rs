@@ -1,0 +1,114 @@
+//! What can go wrong with a model and its files.
+
+use std::path::PathBuf;
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// Reading or writing a file failed.
+    #[error(transparent)]
+    File(#[from] runtime::files::FileError),
+    /// The folder is not what its manifest says.
+    #[error(transparent)]
+    Manifest(#[from] runtime::manifest::ManifestError),
+    /// The tokenizer beside the model cannot be used.
+    #[error("{path}: {source}")]
+    Tokenizer {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// libtorch refused.
+    #[error(transparent)]
+    Torch(#[from] torch_ext::TorchError),
+    /// `config.json` describes no model that this crate has.
+    #[error("{path}: {reason}\n  hint: {hint}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A file that a model folder must have is not there.
+    #[error(
+        "{path} does not exist\n  hint: a model folder holds config.json and model.safetensors"
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is no whole safetensors file.
+    #[error("{path}: not a valid safetensors file: {reason}\n  hint: copy or save the file again")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor that the model needs is not there.
+    #[error(
+        "{path}: tensor `{name}` {expected:?} is missing\n  hint: config.json and the weights belong to different models"
+    )]
+    MissingTensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        expected: Vec<i64>,
+    },
+    /// A tensor that the model does not have is there.
+    #[error(
+        "{path}: tensor `{name}` {found:?} does not belong to this model\n  hint: config.json and the weights belong to different models"
+    )]
+    ExtraTensor {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        found: Vec<i64>,
+    },
+    /// A tensor has another shape than config.json implies.
+    #[error(
+        "{path}: tensor `{name}` is {found:?}, expected {expected:?} by config.json\n  hint: config.json and the weights belong to different models"
+    )]
+    TensorShape {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<i64>,
+        /// Its shape by config.json.
+        expected: Vec<i64>,
+    },
+    /// A tensor has a type that weights do not have.
+    #[error("{path}: tensor `{name}` has dtype {found}, expected one of F64, F32, F16, BF16")]
+    TensorType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// The tokenizer makes ids that the embedding does not have.
+    #[error(
+        "{path}: the tokenizer has {tokens} tokens, the model's embedding {rows} rows\n  hint: use the tokenizer that the model was trained with"
+    )]
+    Vocabulary {
+        /// The folder.
+        path: PathBuf,
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the embedding.
+        rows: usize,
+    },
+    /// The backward pass was asked for before anything had a gradient.
+    #[error("the hidden states have no gradient: call `loss.backward()` before `Tape::backward`")]
+    NoGradient,
+}

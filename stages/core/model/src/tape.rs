@@ -1,0 +1,129 @@
+//! The forward and backward pass of training, block by block.
+//!
+//! Each block's input is a leaf of its own, so a block's backward pass runs alone: its graph is
+//! freed, or made anew (activation checkpointing), before the next one's. This is where
+//! checkpointing, sharding and overlap have their place. CONTRIBUTING.md, "The backward pass", has
+//! the measurement behind it.
+//!
+//! Shape suffixes: b rows, t positions, d width.
+
+use tch::Tensor;
+
+use crate::ModelError;
+use crate::block::Context;
+use crate::input::Input;
+use crate::transformer::{Model, seeded};
+
+/// How a pass is recorded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RecordOptions {
+    /// Keep only the blocks' inputs, and compute the rest anew in the backward pass.
+    pub checkpointing: bool,
+    /// Rate of residual dropout: on what attention and MLP add to the residual stream.
+    pub dropout: f64,
+    /// What this pass's dropout masks depend on, together with the block (not the batch's layout).
+    pub dropout_key: u64,
+}
+
+/// A recorded forward pass, waiting for its backward pass.
+#[derive(Debug)]
+pub struct Tape {
+    options: RecordOptions,
+    context: Context,
+    embedded_btd: Tensor,
+    /// Each block's input (a leaf), and its output unless checkpointing.
+    blocks: Vec<(Tensor, Option<Tensor>)>,
+    /// Input (a leaf) and output of the final norm.
+    norm: (Tensor, Tensor),
+    hidden_btd: Tensor,
+}
+
+impl Model {
+    /// A training pass: hidden states after the final norm `[b, t, d]`, a leaf that collects the
+    /// loss's gradient, and the tape that carries it on.
+    ///
+    /// ```text
+    /// let (hidden, tape) = model.record(&input, &options);
+    /// loss_of(&hidden).backward();       // gradients of the head and of `hidden`
+    /// tape.backward(&model)?;            // gradients of all else
+    /// ```
+    pub fn record(&self, input: &Input, options: &RecordOptions) -> (Tensor, Tape) {
+        let input = input.shallow_clone();
+        let context = self.context(&input);
+        let embedded_btd = self.embed(&input.ids_bt, &input.positions());
+        let mut x_btd = leaf(&embedded_btd);
+        let mut blocks = Vec::with_capacity(self.blocks().len());
+        for index in 0..self.blocks().len() {
+            let forward = || self.run_block(index, &x_btd, &context, options);
+            let y_btd = if options.checkpointing {
+                tch::no_grad(forward)
+            } else {
+                forward()
+            };
+            let next = leaf(&y_btd);
+            blocks.push((x_btd, (!options.checkpointing).then_some(y_btd)));
+            x_btd = next;
+        }
+        let normed = self.final_norm(&x_btd);
+        let hidden_btd = leaf(&normed);
+        let tape = Tape {
+            options: *options,
+            context,
+            embedded_btd,
+            blocks,
+            norm: (x_btd, normed),
+            hidden_btd: hidden_btd.shallow_clone(),
+        };
+        (hidden_btd, tape)
+    }
+
+    fn run_block(
+        &self,
+        index: usize,
+        x_btd: &Tensor,
+        context: &Context,
+        options: &RecordOptions,
+    ) -> Tensor {
+        let run = || self.blocks()[index].forward(x_btd, context, None, options.dropout);
+        if options.dropout == 0.0 {
+            return run();
+        }
+        seeded(
+            runtime::seeds::key(options.dropout_key, "dropout", 0, index as u64),
+            run,
+        )
+    }
+}
+
+impl Tape {
+    /// Carries the gradient of the hidden states through all blocks and the embeddings; adds to the
+    /// parameters' `.grad()`. The parameters must be those of the forward pass.
+    ///
+    /// # Errors
+    /// [`ModelError::NoGradient`] when the loss's own backward pass has not run; libtorch's errors.
+    pub fn backward(self, model: &Model) -> Result<(), ModelError> {
+        let grad = self.hidden_btd.grad();
+        if !grad.defined() {
+            return Err(ModelError::NoGradient);
+        }
+        let (x_btd, y_btd) = self.norm;
+        torch_ext::backward(&[&y_btd], &[&grad])?;
+        let mut grad = x_btd.grad();
+        drop((x_btd, y_btd, self.hidden_btd));
+        for (index, (x_btd, y_btd)) in self.blocks.into_iter().enumerate().rev() {
+            let y_btd = y_btd
+                .unwrap_or_else(|| model.run_block(index, &x_btd, &self.context, &self.options));
+            torch_ext::backward(&[&y_btd], &[&grad])?;
+            grad = x_btd.grad();
+        }
+        if self.embedded_btd.requires_grad() {
+            torch_ext::backward(&[&self.embedded_btd], &[&grad])?;
+        }
+        Ok(())
+    }
+}
+
+/// The same numbers, as the start of a graph of their own.
+fn leaf(x: &Tensor) -> Tensor {
+    x.detach().set_requires_grad(true)
+}

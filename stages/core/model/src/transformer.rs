@@ -1,0 +1,296 @@
+//! A model: parameters by name, and the forward pass over its blocks.
+//!
+//! Shape suffixes: b rows, t positions, d width, v vocabulary; `...` stands for any leading sizes.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use recipe::shape::{Family, ModelShape};
+use tch::{Device, Kind, Tensor};
+
+use crate::attention::{Mask, Rotary};
+use crate::block::{Block, Context, Norm, Params};
+use crate::input::Input;
+use crate::layout::{Head, Init, TensorSpec, tensors};
+
+/// A decoder-only transformer.
+#[derive(Debug)]
+pub struct Model {
+    /// Its shape.
+    pub shape: ModelShape,
+    /// What it computes from hidden states.
+    pub head: Head,
+    /// Added to a raw reward to normalise it (scalar heads; see [`Model::normalized`]).
+    pub reward_shift: f64,
+    params: BTreeMap<String, Tensor>,
+    // The same tensors as in `params`, by their roles.
+    embedding_vd: Tensor,
+    positions_td: Option<Tensor>,
+    blocks: Vec<Block>,
+    norm: Norm,
+    output_vd: Tensor,
+}
+
+impl Model {
+    /// A new model. Each tensor's numbers depend on the seed and its own name alone, and are drawn on
+    /// the CPU in f32, so that they are the same on every device.
+    pub fn init(shape: &ModelShape, head: Head, seed: u64, device: Device, kind: Kind) -> Self {
+        let params = tensors(shape, head)
+            .into_iter()
+            .map(|spec| {
+                let tensor = draw(&spec, seed).to_kind(kind).to_device(device);
+                (spec.name, tensor)
+            })
+            .collect();
+        Self::from_params(shape.clone(), head, 0.0, params)
+    }
+
+    /// A model of given tensors, which must be those of [`tensors`].
+    pub(crate) fn from_params(
+        shape: ModelShape,
+        head: Head,
+        reward_shift: f64,
+        params: BTreeMap<String, Tensor>,
+    ) -> Self {
+        let by_name = Params(&params);
+        let (embedding, positions, norm) = match shape.family {
+            Family::Gpt2 => {
+                let positions = Some(by_name.get("transformer.wpe.weight"));
+                (
+                    by_name.get("transformer.wte.weight"),
+                    positions,
+                    "transformer.ln_f",
+                )
+            }
+            Family::Llama => (by_name.get("model.embed_tokens.weight"), None, "model.norm"),
+        };
+        let output_vd = match head {
+            Head::Scalar => by_name.get("score.weight"),
+            Head::Token if shape.tie_embeddings => embedding.shallow_clone(),
+            Head::Token => by_name.get("lm_head.weight"),
+        };
+        let blocks = (0..shape.layers)
+            .map(|i| Block::new(&by_name, &shape, i))
+            .collect();
+        let norm = Norm::new(&by_name, norm, &shape);
+        Self {
+            embedding_vd: embedding,
+            positions_td: positions,
+            blocks,
+            norm,
+            output_vd,
+            shape,
+            head,
+            reward_shift,
+            params,
+        }
+    }
+
+    /// A reward model on a copy of this model's trunk, with a new head N(0, 1/(width+1)).
+    #[must_use]
+    pub fn to_scalar(&self, seed: u64) -> Self {
+        let mut params = self.copied_params();
+        params.remove("lm_head.weight");
+        for spec in tensors(&self.shape, Head::Scalar) {
+            params.entry(spec.name.clone()).or_insert_with(|| {
+                draw(&spec, seed)
+                    .to_kind(self.kind())
+                    .to_device(self.device())
+            });
+        }
+        Self::from_params(self.shape.clone(), Head::Scalar, 0.0, params)
+    }
+
+    /// A copy that shares no memory, and is not trainable until told so.
+    #[must_use]
+    pub fn deep_copy(&self) -> Self {
+        Self::from_params(
+            self.shape.clone(),
+            self.head,
+            self.reward_shift,
+            self.copied_params(),
+        )
+    }
+
+    fn copied_params(&self) -> BTreeMap<String, Tensor> {
+        self.params
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.detach().copy()))
+            .collect()
+    }
+
+    /// Takes over another model's numbers (converted to this one's type and device).
+    ///
+    /// # Panics
+    /// When the shapes or heads differ.
+    pub fn copy_from(&mut self, other: &Self) {
+        assert!(
+            self.shape == other.shape && self.head == other.head,
+            "{:?} {:?} takes over {:?} {:?}",
+            self.shape,
+            self.head,
+            other.shape,
+            other.head
+        );
+        tch::no_grad(|| {
+            for (name, tensor) in &mut self.params {
+                tensor.copy_(&other.params[name]);
+            }
+        });
+        self.reward_shift = other.reward_shift;
+    }
+
+    /// All parameters by Hugging Face name.
+    pub fn params(&self) -> &BTreeMap<String, Tensor> {
+        &self.params
+    }
+
+    /// Whether the parameters collect gradients. New and loaded models are not trainable.
+    pub fn set_trainable(&self, trainable: bool) {
+        for tensor in self.params.values() {
+            let _ = tensor.set_requires_grad(trainable);
+        }
+    }
+
+    /// Forgets all gradients.
+    pub fn zero_grad(&self) {
+        for tensor in self.params.values() {
+            tensor.shallow_clone().zero_grad();
+        }
+    }
+
+    /// Where the parameters lie.
+    pub fn device(&self) -> Device {
+        self.embedding_vd.device()
+    }
+
+    /// Their type.
+    pub fn kind(&self) -> Kind {
+        self.embedding_vd.kind()
+    }
+
+    /// Number of parameters.
+    pub fn num_params(&self) -> usize {
+        self.params.values().map(Tensor::numel).sum()
+    }
+
+    /// Hidden states after the final norm, `[b, t, d]`, as one autograd graph where gradients are
+    /// on (training goes through [`Model::record`] instead). Rows of padding hold finite numbers
+    /// without meaning.
+    ///
+    /// # Panics
+    /// When the input is longer than the positions of the model.
+    pub fn hidden(&self, input: &Input) -> Tensor {
+        let context = self.context(input);
+        let mut x_btd = self.embed(&input.ids_bt, &input.positions());
+        for block in &self.blocks {
+            x_btd = block.forward(&x_btd, &context, None, 0.0);
+        }
+        self.norm.forward(&x_btd)
+    }
+
+    /// Logits `[..., v]` of hidden states `[..., d]`, in the parameters' type.
+    ///
+    /// # Panics
+    /// For a scalar head.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        hidden.linear(self.output_weight(), None::<Tensor>)
+    }
+
+    /// The scalar head's numbers `[...]` of hidden states `[..., d]`, raw, in f32 (f64 for f64).
+    ///
+    /// # Panics
+    /// For a token head.
+    pub fn scalar(&self, hidden: &Tensor) -> Tensor {
+        assert_eq!(
+            self.head,
+            Head::Scalar,
+            "a model with a token head has no scalar"
+        );
+        let raw = hidden
+            .linear(&self.output_vd, None::<Tensor>)
+            .squeeze_dim(-1);
+        if raw.kind() == Kind::Double {
+            raw
+        } else {
+            raw.to_kind(Kind::Float)
+        }
+    }
+
+    /// A raw reward with this model's shift: demonstrations score 0 on average.
+    pub fn normalized(&self, raw: f64) -> f64 {
+        raw + self.reward_shift
+    }
+
+    /// The output projection `[v, d]` of a token head.
+    pub(crate) fn output_weight(&self) -> &Tensor {
+        assert_eq!(
+            self.head,
+            Head::Token,
+            "a model with a scalar head has no logits"
+        );
+        &self.output_vd
+    }
+
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
+    }
+
+    pub(crate) fn final_norm(&self, x_btd: &Tensor) -> Tensor {
+        self.norm.forward(x_btd)
+    }
+
+    /// What the blocks share, for a pass without a cache.
+    pub(crate) fn context(&self, input: &Input) -> Context {
+        let len = input.ids_bt.size()[1];
+        let mask = Mask::new(0, len, input.valid_bt.as_ref(), &input.ids_bt);
+        Context {
+            rotary: self.rotary(&input.positions()),
+            mask,
+        }
+    }
+
+    pub(crate) fn rotary(&self, positions_bt: &Tensor) -> Option<Rotary> {
+        match self.shape.family {
+            Family::Gpt2 => None,
+            Family::Llama => Some(Rotary::new(&self.shape, positions_bt, self.kind())),
+        }
+    }
+
+    pub(crate) fn embed(&self, ids_bt: &Tensor, positions_bt: &Tensor) -> Tensor {
+        let (len, bound) = (ids_bt.size()[1] as usize, self.shape.max_positions);
+        assert!(
+            len <= bound,
+            "an input of {len} tokens is longer than the model's {bound} positions"
+        );
+        let look_up =
+            |table: &Tensor, rows: &Tensor| Tensor::embedding(table, rows, -1, false, false);
+        let tokens_btd = look_up(&self.embedding_vd, ids_bt);
+        match &self.positions_td {
+            Some(table) => tokens_btd + look_up(table, positions_bt),
+            None => tokens_btd,
+        }
+    }
+}
+
+/// Runs `draw` on libtorch's generator, seeded with `key`. There is one generator for the whole
+/// process, so only one thread may draw at a time.
+pub(crate) fn seeded<T>(key: u64, draw: impl FnOnce() -> T) -> T {
+    static GENERATOR: Mutex<()> = Mutex::new(());
+    let _guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
+    tch::manual_seed(key as i64);
+    draw()
+}
+
+/// A tensor as it starts, f32 on the CPU.
+fn draw(spec: &TensorSpec, seed: u64) -> Tensor {
+    let options = (Kind::Float, Device::Cpu);
+    match spec.init {
+        Init::Zeros => Tensor::zeros(&spec.dims, options),
+        Init::Ones => Tensor::ones(&spec.dims, options),
+        Init::Normal(std) => {
+            let key = runtime::seeds::key(seed, &spec.name, 0, 0);
+            seeded(key, || Tensor::randn(&spec.dims, options) * std)
+        }
+    }
+}

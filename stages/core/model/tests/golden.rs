@@ -1,0 +1,184 @@
+//! Both families against transformers: `tests/golden/make_models.py` made the numbers, in f64.
+//!
+//! Norm of design: per tensor, ||a-b|| <= tolerance x max(||b||, 1e-4 x the largest norm).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use model::{Head, Input, Model, RecordOptions, response_logprobs, weights};
+use tch::{Device, Kind, Tensor};
+use torch_ext::{AdamWStep, fused_adamw};
+
+const NAMES: [&str; 6] = [
+    "gpt2_tied",
+    "gpt2_untied",
+    "gpt2_scalar",
+    "llama_tied",
+    "llama_untied",
+    "llama_scalar",
+];
+const PLAIN: RecordOptions = RecordOptions {
+    checkpointing: false,
+    dropout: 0.0,
+    dropout_key: 0,
+};
+
+type Tensors = BTreeMap<String, Tensor>;
+
+fn golden(name: &str) -> Tensors {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/golden");
+    weights::read(&folder.join(format!("model_{name}.safetensors"))).expect("golden file")
+}
+
+fn part(golden: &Tensors, prefix: &str) -> Tensors {
+    golden
+        .iter()
+        .filter_map(|(name, tensor)| {
+            name.strip_prefix(prefix)
+                .map(|name| (name.to_owned(), tensor.shallow_clone()))
+        })
+        .collect()
+}
+
+/// The golden model as a Hugging Face folder, read back by `Model::load`.
+fn load(golden: &Tensors, kind: Kind) -> Model {
+    let dir = tempfile::tempdir().expect("temporary folder");
+    let config: Vec<u8> = Vec::try_from(&golden["config"]).expect("bytes");
+    std::fs::write(dir.path().join("config.json"), config).expect("write");
+    let file: PathBuf = dir.path().join("model.safetensors");
+    weights::write(&file, &part(golden, "param/")).expect("write");
+    Model::load(dir.path(), Device::Cpu, kind).expect("the golden folder is a model")
+}
+
+fn input(golden: &Tensors) -> Input {
+    Input {
+        ids_bt: golden["ids"].shallow_clone(),
+        valid_bt: Some(golden["valid"].shallow_clone()),
+    }
+}
+
+/// The loss of `make_models.py`.
+fn loss(model: &Model, golden: &Tensors, hidden_btd: &Tensor) -> Tensor {
+    if model.head == Head::Scalar {
+        let scores_bt = model.scalar(hidden_btd);
+        let last_b = scores_bt.select(1, scores_bt.size()[1] - 1);
+        return (-last_b).softplus().mean(None);
+    }
+    let valid_bt = &golden["valid"];
+    let len = valid_bt.size()[1] - 1;
+    let mask_br = valid_bt
+        .narrow(1, 0, len)
+        .logical_and(&valid_bt.narrow(1, 1, len));
+    let logprobs_br = response_logprobs(model, hidden_btd, &golden["ids"], 1, 1.0);
+    -logprobs_br.masked_select(&mask_br).mean(None)
+}
+
+fn assert_close(label: &str, ours: &Tensors, theirs: &Tensors, tolerance: f64) {
+    let names = |tensors: &Tensors| tensors.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(ours), names(theirs), "{label}: names");
+    let norm = |t: &Tensor| t.to_kind(Kind::Double).norm().double_value(&[]);
+    let largest = theirs.values().map(norm).fold(0.0, f64::max);
+    for (name, expected) in theirs {
+        let difference = norm(&(ours[name].to_kind(Kind::Double) - expected));
+        let bound = tolerance * norm(expected).max(1e-4 * largest);
+        assert!(
+            difference <= bound,
+            "{label}: {name}: {difference:e} > {bound:e}"
+        );
+    }
+}
+
+/// Forward, loss and gradients on the tape, then ten updates.
+fn check(name: &str, kind: Kind, logits_bound: f64, tolerance: f64, step_tolerance: f64) {
+    let golden = golden(name);
+    let model = load(&golden, kind);
+    model.set_trainable(true);
+    let (hidden_btd, tape) = model.record(&input(&golden), &PLAIN);
+    let out = match model.head {
+        Head::Token => model.logits(&hidden_btd),
+        Head::Scalar => model.scalar(&hidden_btd),
+    };
+    let gap = (out.to_kind(Kind::Double) - &golden["out"]).abs();
+    let valid = match model.head {
+        Head::Token => golden["valid"].unsqueeze(-1),
+        Head::Scalar => golden["valid"].shallow_clone(),
+    };
+    let worst = gap.masked_select(&valid).max().double_value(&[]);
+    assert!(worst <= logits_bound, "{name}: output differs by {worst:e}");
+
+    let ours = loss(&model, &golden, &hidden_btd);
+    let gap = (ours.double_value(&[]) - golden["loss"].double_value(&[0])).abs();
+    assert!(gap <= logits_bound, "{name}: loss differs by {gap:e}");
+    ours.backward();
+    tape.backward(&model).expect("backward pass");
+    let grads: Tensors = model
+        .params()
+        .iter()
+        .map(|(name, p)| (name.clone(), p.grad()))
+        .collect();
+    assert_close(
+        &format!("{name}: gradients"),
+        &grads,
+        &part(&golden, "grad/"),
+        tolerance,
+    );
+    model.zero_grad();
+
+    train_ten_steps(&model, &golden);
+    let after: Tensors = model
+        .params()
+        .iter()
+        .map(|(name, p)| (name.clone(), p.detach()))
+        .collect();
+    let expected = part(&golden, "step10/");
+    assert_close(
+        &format!("{name}: after ten steps"),
+        &after,
+        &expected,
+        step_tolerance,
+    );
+}
+
+fn train_ten_steps(model: &Model, golden: &Tensors) {
+    let params: Vec<Tensor> = model.params().values().map(Tensor::shallow_clone).collect();
+    let zeros = || {
+        params
+            .iter()
+            .map(|p| p.detach().zeros_like())
+            .collect::<Vec<_>>()
+    };
+    let (exp_avgs, exp_avg_sqs) = (zeros(), zeros());
+    let options = AdamWStep {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-5,
+        weight_decay: 0.1,
+    };
+    for step in 1..=10 {
+        let (hidden_btd, tape) = model.record(&input(golden), &PLAIN);
+        loss(model, golden, &hidden_btd).backward();
+        tape.backward(model).expect("backward pass");
+        let grads: Vec<Tensor> = params.iter().map(Tensor::grad).collect();
+        let steps: Vec<Tensor> = params
+            .iter()
+            .map(|_| Tensor::from(f64::from(step)).to_kind(Kind::Float))
+            .collect();
+        fused_adamw(&params, &grads, &exp_avgs, &exp_avg_sqs, &steps, &options).expect("update");
+        model.zero_grad();
+    }
+}
+
+#[test]
+fn f64_agrees_with_transformers() {
+    for name in NAMES {
+        check(name, Kind::Double, 1e-9, 1e-9, 1e-8);
+    }
+}
+
+#[test]
+fn f32_agrees_with_transformers() {
+    for name in NAMES {
+        check(name, Kind::Float, 1e-4, 1e-5, 1e-4);
+    }
+}

@@ -1,0 +1,342 @@
+//! What must not change a model's numbers: cached decoding, padding, batch mates, checkpointing, the
+//! block-by-block backward pass, saving. In f64 at 1e-9.
+
+use std::collections::BTreeMap;
+
+use model::{
+    Head, Input, KvCache, Model, RecordOptions, response_entropy, response_logprobs, token_logprobs,
+};
+use recipe::shape::{Family, ModelShape};
+use tch::{Device, Kind, Tensor};
+
+const BOUND: f64 = 1e-9;
+
+fn shape(family: Family) -> ModelShape {
+    ModelShape {
+        family,
+        vocab_size: 41,
+        max_positions: 16,
+        layers: 3,
+        width: 24,
+        heads: 4,
+        kv_heads: if family == Family::Gpt2 { 4 } else { 2 },
+        head_dim: 6,
+        mlp_width: 36,
+        norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        tie_embeddings: family == Family::Gpt2,
+    }
+}
+
+/// Weights ten times larger than at the start, so that attention is far from uniform.
+fn models() -> Vec<Model> {
+    let make = |family| {
+        let model = Model::init(&shape(family), Head::Token, 7, Device::Cpu, Kind::Double);
+        for (name, tensor) in model.params() {
+            if !name.contains("norm") && !name.contains("ln_") {
+                let _ = tensor.shallow_clone().g_mul_scalar_(10.0);
+            }
+        }
+        model
+    };
+    vec![make(Family::Gpt2), make(Family::Llama)]
+}
+
+/// Three rows of 9, 6 and 1 tokens.
+fn rows() -> Vec<Vec<i64>> {
+    let token = |row: i64, i: i64| (row * 17 + i * i * 5 + 3) % 41;
+    [9, 6, 1]
+        .iter()
+        .zip(0..)
+        .map(|(n, row)| (0..*n).map(|i| token(row, i)).collect())
+        .collect()
+}
+
+fn padded(rows: &[Vec<i64>], left: bool) -> Input {
+    let len = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let fill = |row: &Vec<i64>, pad: i64, real: &dyn Fn(i64) -> i64| {
+        let padding = vec![pad; len - row.len()];
+        let values: Vec<i64> = row.iter().map(|t| real(*t)).collect();
+        if left {
+            [padding, values].concat()
+        } else {
+            [values, padding].concat()
+        }
+    };
+    let stack = |pad: i64, real: &dyn Fn(i64) -> i64| {
+        let flat: Vec<i64> = rows.iter().flat_map(|row| fill(row, pad, real)).collect();
+        Tensor::from_slice(&flat).view([rows.len() as i64, len as i64])
+    };
+    let valid_bt = left.then(|| stack(0, &|_| 1).to_kind(Kind::Bool));
+    Input {
+        ids_bt: stack(1, &|t| t),
+        valid_bt,
+    }
+}
+
+fn alone(row: &[i64]) -> Input {
+    Input::dense(Tensor::from_slice(row).unsqueeze(0))
+}
+
+fn assert_equal(label: &str, a: &Tensor, b: &Tensor) {
+    assert_eq!(a.size(), b.size(), "{label}");
+    let gap = (a - b).abs().max().double_value(&[]);
+    assert!(gap <= BOUND, "{label}: {gap:e}"); // false for NaN, too
+}
+
+#[test]
+fn padding_and_batch_mates_change_nothing() {
+    let _guard = tch::no_grad_guard();
+    for model in models() {
+        let rows = rows();
+        for left in [false, true] {
+            let hidden_btd = model.hidden(&padded(&rows, left));
+            let finite = hidden_btd.isfinite().all();
+            assert_eq!(finite.int64_value(&[]), 1, "padding makes no NaN");
+            let len = hidden_btd.size()[1];
+            for (index, row) in rows.iter().enumerate() {
+                let start = if left { len - row.len() as i64 } else { 0 };
+                let ours = hidden_btd
+                    .get(index as i64)
+                    .narrow(0, start, row.len() as i64);
+                let label = format!("{:?} row {index} left {left}", model.shape.family);
+                assert_equal(&label, &ours, &model.hidden(&alone(row)).get(0));
+            }
+        }
+    }
+}
+
+#[test]
+fn cached_decoding_equals_the_full_pass() {
+    let _guard = tch::no_grad_guard();
+    for model in models() {
+        // Left-padded prompts, then three tokens each; the middle row leaves after the first.
+        let input = padded(&rows(), true);
+        let valid_bt = input.valid_bt.as_ref().expect("padded on the left");
+        let (ids_bt, mut valid_bs) = (input.ids_bt.shallow_clone(), valid_bt.shallow_clone());
+        let mut cache = KvCache::new(&model, 3, 12);
+        let positions_bt = (valid_bs.cumsum(1, Kind::Int64) - 1).clamp_min(0);
+        let prompt = model.forward_cached(&ids_bt, &positions_bt, &mut cache, Some(&valid_bs));
+        assert_equal("prompt", &prompt, &model.hidden(&input));
+        let mut sequences = rows();
+        for step in 0..3 {
+            let new: Vec<i64> = (0..sequences.len())
+                .map(|i| (11 * step + i as i64) % 41)
+                .collect();
+            for (sequence, token) in sequences.iter_mut().zip(&new) {
+                sequence.push(*token);
+            }
+            let rows = sequences.len() as i64;
+            valid_bs = Tensor::cat(
+                &[valid_bs, Tensor::ones([rows, 1], (Kind::Bool, Device::Cpu))],
+                1,
+            );
+            let positions: Vec<i64> = sequences.iter().map(|s| s.len() as i64 - 1).collect();
+            let hidden_b1d = model.forward_cached(
+                &Tensor::from_slice(&new).unsqueeze(1),
+                &Tensor::from_slice(&positions).unsqueeze(1),
+                &mut cache,
+                Some(&valid_bs),
+            );
+            for (index, sequence) in sequences.iter().enumerate() {
+                let full = model.hidden(&alone(sequence));
+                let last = full.select(1, sequence.len() as i64 - 1).get(0);
+                assert_equal("cached", &hidden_b1d.get(index as i64).get(0), &last);
+            }
+            if step == 0 {
+                let kept = Tensor::from_slice(&[0_i64, 2]);
+                cache.retain(&kept);
+                valid_bs = valid_bs.index_select(0, &kept);
+                sequences.remove(1);
+            }
+        }
+        assert_eq!(cache.len(), 12);
+    }
+}
+
+#[test]
+fn several_new_tokens_without_a_mask_see_only_their_past() {
+    let _guard = tch::no_grad_guard();
+    for model in models() {
+        let row = &rows()[0];
+        let full = model.hidden(&alone(row));
+        let mut cache = KvCache::new(&model, 1, row.len());
+        let mut parts = Vec::new();
+        for (start, len) in [(0, 4), (4, 1), (5, 4)] {
+            let positions = Tensor::arange_start(start, start + len, (Kind::Int64, Device::Cpu));
+            let ids = Tensor::from_slice(row).narrow(0, start, len).unsqueeze(0);
+            parts.push(model.forward_cached(&ids, &positions.unsqueeze(0), &mut cache, None));
+        }
+        assert_equal("stretches", &Tensor::cat(&parts, 1), &full);
+    }
+}
+
+fn gradients(model: &Model, run: impl FnOnce(&Model)) -> BTreeMap<String, Tensor> {
+    model.set_trainable(true);
+    model.zero_grad();
+    run(model);
+    model
+        .params()
+        .iter()
+        .map(|(name, p)| (name.clone(), p.grad().copy()))
+        .collect()
+}
+
+fn loss(model: &Model, hidden_btd: &Tensor, ids_bt: &Tensor) -> Tensor {
+    -response_logprobs(model, hidden_btd, ids_bt, 2, 0.7).mean(None)
+}
+
+fn taped(model: &Model, input: &Input, options: RecordOptions) -> BTreeMap<String, Tensor> {
+    gradients(model, |model| {
+        let (hidden_btd, tape) = model.record(input, &options);
+        loss(model, &hidden_btd, &input.ids_bt).backward();
+        tape.backward(model).expect("backward pass");
+    })
+}
+
+#[test]
+fn the_tape_gives_the_gradients_of_a_single_graph() {
+    for model in models() {
+        for left in [false, true] {
+            let input = padded(&rows()[..2], left);
+            let single = gradients(&model, |model| {
+                loss(model, &model.hidden(&input), &input.ids_bt).backward();
+            });
+            for checkpointing in [false, true] {
+                let options = RecordOptions {
+                    checkpointing,
+                    dropout: 0.0,
+                    dropout_key: 0,
+                };
+                for (name, grad) in taped(&model, &input, options) {
+                    assert_equal(&name, &grad, &single[&name]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn checkpointing_repeats_its_dropout_and_the_key_decides_it() {
+    for model in models() {
+        let input = alone(&rows()[0]);
+        let run = |checkpointing, dropout_key| {
+            taped(
+                &model,
+                &input,
+                RecordOptions {
+                    checkpointing,
+                    dropout: 0.3,
+                    dropout_key,
+                },
+            )
+        };
+        let (kept, recomputed, other) = (run(false, 5), run(true, 5), run(false, 6));
+        for (name, grad) in &kept {
+            assert!(
+                grad.equal(&recomputed[name]),
+                "{name} differs under checkpointing"
+            );
+        }
+        assert!(
+            kept.iter().any(|(name, grad)| !grad.equal(&other[name])),
+            "another key, other masks"
+        );
+    }
+}
+
+#[test]
+fn a_tape_without_a_loss_is_an_error() {
+    let model = &models()[0];
+    model.set_trainable(true);
+    let options = RecordOptions {
+        checkpointing: false,
+        dropout: 0.0,
+        dropout_key: 0,
+    };
+    let (_hidden, tape) = model.record(&alone(&rows()[0]), &options);
+    let error = tape.backward(model).expect_err("nothing to carry on");
+    assert!(error.to_string().contains("loss.backward()"), "{error}");
+}
+
+#[test]
+fn response_logprobs_stand_one_position_before_their_tokens() {
+    let _guard = tch::no_grad_guard();
+    for model in models() {
+        let input = alone(&rows()[0]);
+        let hidden_btd = model.hidden(&input);
+        let all = (model.logits(&hidden_btd) / 0.7).log_softmax(-1, None);
+        let ours_br = response_logprobs(&model, &hidden_btd, &input.ids_bt, 4, 0.7);
+        let entropy_br = response_entropy(&model, &hidden_btd, 4, 0.7);
+        assert_eq!(ours_br.size(), [1, 5]);
+        for step in 0..5 {
+            let position = 4 + step;
+            let distribution_v = all.get(0).get(position - 1);
+            let token = input.ids_bt.int64_value(&[0, position]);
+            assert_equal(
+                "log-prob",
+                &ours_br.get(0).get(step),
+                &distribution_v.get(token),
+            );
+            let entropy = -(distribution_v.exp() * &distribution_v).sum(None);
+            assert_equal("entropy", &entropy_br.get(0).get(step), &entropy);
+        }
+        let same = token_logprobs(
+            &model,
+            &hidden_btd.narrow(1, 3, 5),
+            &input.ids_bt.narrow(1, 4, 5),
+            0.7,
+        );
+        assert!(same.equal(&ours_br));
+    }
+}
+
+#[test]
+fn initial_weights_depend_on_seed_and_name_alone() {
+    for family in [Family::Gpt2, Family::Llama] {
+        let make = |seed, head| Model::init(&shape(family), head, seed, Device::Cpu, Kind::Float);
+        let (a, b, c) = (
+            make(1, Head::Token),
+            make(1, Head::Scalar),
+            make(2, Head::Token),
+        );
+        for (name, tensor) in a.params() {
+            if let Some(other) = b.params().get(name) {
+                assert!(tensor.equal(other), "{name} depends on the head");
+            }
+            if tensor.size().len() == 2 {
+                assert!(!tensor.equal(&c.params()[name]), "{name} ignores the seed");
+                let expected = if name.contains("c_proj")
+                    || name.contains("o_proj")
+                    || name.contains("down_proj")
+                {
+                    0.02 / 6_f64.sqrt()
+                } else {
+                    0.02
+                };
+                let std = tensor.to_kind(Kind::Double).std(false).double_value(&[]);
+                assert!((std / expected - 1.0).abs() < 0.15, "{name}: {std}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reward_model_starts_from_a_copy_of_the_trunk() {
+    let policy = &models()[1];
+    let mut reward = policy.to_scalar(3);
+    assert_eq!(
+        (reward.head, reward.params().contains_key("lm_head.weight")),
+        (Head::Scalar, false)
+    );
+    let input = alone(&rows()[0]);
+    let before = policy.hidden(&input);
+    assert!(reward.hidden(&input).equal(&before));
+    assert_eq!(reward.scalar(&before).size(), [1, 9]);
+    let _ = reward.params()["model.norm.weight"].shallow_clone().zero_();
+    assert!(policy.hidden(&input).equal(&before), "the trunk is shared");
+    let other = policy.to_scalar(4);
+    reward.copy_from(&other);
+    assert!(reward.hidden(&input).equal(&before));
+    assert!(reward.params()["score.weight"].equal(&other.params()["score.weight"]));
+}

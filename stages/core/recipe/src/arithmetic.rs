@@ -1,0 +1,136 @@
+//! Parameters, floating-point operations and memory, from shapes alone.
+//!
+//! Parameters are exact. Operations count multiplications and additions of matrix products, and
+//! attention as if every token saw the whole context (Chowdhery et al. 2022, appendix B). Memory is
+//! a simple model, stated at [`training_bytes`] and its neighbours: it names what is large.
+
+use crate::plan::{Dtype, Execution, OptimizerPlan};
+use crate::shape::{Family, ModelShape};
+
+impl Dtype {
+    /// Bytes of one number.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::F64 => 8,
+        }
+    }
+}
+
+impl ModelShape {
+    /// Trainable numbers of the language model, tied embeddings counted once.
+    pub fn num_parameters(&self) -> u64 {
+        let head = if self.tie_embeddings {
+            0
+        } else {
+            self.embedding_parameters()
+        };
+        self.trunk_parameters() + head
+    }
+
+    /// Trainable numbers with a scalar head (no bias) in place of the output projection.
+    pub fn num_parameters_scalar(&self) -> u64 {
+        self.trunk_parameters() + self.width as u64
+    }
+
+    /// Numbers that take part in a matrix product for every token: blocks and output projection.
+    pub fn num_matrix_parameters(&self) -> u64 {
+        self.layers as u64 * self.block_matrices() + self.embedding_parameters()
+    }
+
+    fn embedding_parameters(&self) -> u64 {
+        (self.vocab_size * self.width) as u64
+    }
+
+    fn block_matrices(&self) -> u64 {
+        let attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim;
+        let num_mlp_matrices = match self.family {
+            Family::Gpt2 => 2,
+            Family::Llama => 3,
+        };
+        (attention + num_mlp_matrices * self.width * self.mlp_width) as u64
+    }
+
+    fn trunk_parameters(&self) -> u64 {
+        let (width, layers) = (self.width as u64, self.layers as u64);
+        let (block_vectors, outside) = match self.family {
+            // Two norms with biases; biases of query, key, value, output and of the MLP's two.
+            Family::Gpt2 => {
+                let biases = (self.heads + 2 * self.kv_heads) * self.head_dim + self.mlp_width;
+                (
+                    4 * width + biases as u64 + 2 * width,
+                    self.max_positions as u64 * width + 2 * width,
+                )
+            }
+            Family::Llama => (2 * width, width),
+        };
+        self.embedding_parameters() + layers * (self.block_matrices() + block_vectors) + outside
+    }
+
+    /// Operations of a forward pass, per token of a sequence of `context`.
+    pub fn forward_flops_per_token(&self, context: usize) -> f64 {
+        let attention = 4 * self.layers * self.heads * self.head_dim * context;
+        2.0 * self.num_matrix_parameters() as f64 + attention as f64
+    }
+
+    /// Operations of a forward and a backward pass, per token: `6 N` and the attention term.
+    pub fn training_flops_per_token(&self, context: usize) -> f64 {
+        3.0 * self.forward_flops_per_token(context)
+    }
+
+    /// Keys and values of one sequence.
+    pub fn cache_bytes(&self, tokens: usize, dtype: Dtype) -> u64 {
+        (2 * self.layers * self.kv_heads * self.head_dim * tokens) as u64 * dtype.bytes()
+    }
+
+    /// What a block keeps for its backward pass, numbers per token: the inputs and outputs of its two
+    /// norms, query, key, value, attention's output, and the MLP's intermediate results.
+    fn block_activations(&self) -> u64 {
+        let mlp = match self.family {
+            Family::Gpt2 => 2 * self.mlp_width,
+            Family::Llama => 4 * self.mlp_width,
+        };
+        (4 * self.width + 2 * (self.heads + self.kv_heads) * self.head_dim + mlp) as u64
+    }
+
+    /// Activations of a training pass over `tokens` tokens: those of every block, or with
+    /// checkpointing the blocks' inputs and one block's.
+    pub fn activation_bytes(&self, tokens: usize, execution: &Execution) -> u64 {
+        let layers = self.layers as u64;
+        let numbers = if execution.checkpointing {
+            layers * self.width as u64 + self.block_activations()
+        } else {
+            layers * self.block_activations()
+        };
+        numbers * tokens as u64 * execution.dtype.bytes()
+    }
+
+    /// Logits of `tokens` tokens and their gradient, in f32 at least.
+    pub fn logit_bytes(&self, tokens: usize, dtype: Dtype) -> u64 {
+        2 * (tokens * self.vocab_size) as u64 * dtype.bytes().max(4)
+    }
+}
+
+/// Weights alone.
+pub fn weight_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
+    num_parameters * dtype.bytes()
+}
+
+/// Weights, gradients and Adam's two moments; with `bf16` weights also the f32 master weights and the
+/// f32 buffers in which gradients are summed.
+pub fn training_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
+    let per_parameter = match dtype {
+        Dtype::F32 | Dtype::F64 => 4 * dtype.bytes(),
+        Dtype::Bf16 => 2 + 2 + 4 + 4 + 8,
+    };
+    num_parameters * per_parameter
+}
+
+/// The lowest learning rate of a run that is past its warm-up.
+pub fn final_learning_rate(plan: &OptimizerPlan) -> f64 {
+    match plan.schedule {
+        crate::plan::Schedule::Constant => plan.lr,
+        crate::plan::Schedule::Linear | crate::plan::Schedule::Cosine => plan.lr * plan.floor,
+    }
+}

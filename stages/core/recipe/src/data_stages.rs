@@ -1,0 +1,161 @@
+//! Reads the tables of stages that make data and tokenizers: import, label, and `[tokenizer]`.
+
+use datasets::{DatasetKind, ImportFormat};
+
+use crate::artefacts::{self, MINIMUM_VOCABULARY};
+use crate::plan::{
+    Dtype, Execution, GoldRule, ImportPlan, LabelPlan, Labeler, Plan, SamplingPlan, Source,
+    TokenizerPlan,
+};
+use crate::reader::{Outcome, Range, Reader};
+use crate::references::{ChosenTokenizer, Resolver, Wanted};
+use crate::shape::ModelShape;
+use crate::training::{DTYPES, OVERLONG};
+
+pub(crate) const GOLD_RULES: &[(&str, GoldRule)] = &[("vader", GoldRule::Vader)];
+
+/// Sequences sampled at once where nothing says more.
+const USUAL_SAMPLING_BATCH: usize = 64;
+
+/// What stages without a model have in place of choices: none of it is used.
+pub(crate) const NO_EXECUTION: Execution = Execution {
+    dtype: Dtype::F32,
+    micro_batch: 1,
+    checkpointing: false,
+    save_every: 1,
+    keep: 1,
+};
+
+pub(crate) fn import(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<ImportPlan> {
+    let Some(name) = reader.text_opt("format")? else {
+        return Err(reader.missing(
+            "format",
+            "write format = \"chitchat\", \"synthetic\" or another",
+        ));
+    };
+    let format = artefacts::import_format(&name)
+        .map_err(|(message, hint)| reader.problem("format", message, hint))?;
+    let path = if format == ImportFormat::Synthetic {
+        reader.refuse("path", "has no meaning for generated data", "leave it out")?;
+        None
+    } else {
+        let why = "has no meaning for data that is read";
+        reader.refuse(
+            "conversations",
+            why,
+            "leave it out, or take format = \"synthetic\"",
+        )?;
+        let Some(text) = reader.text_opt("path")? else {
+            return Err(reader.missing("path", "write path = the file or folder to import"));
+        };
+        Some(resolver.path(reader, "path", &text)?)
+    };
+    Ok(ImportPlan {
+        format: format.name().to_owned(),
+        path,
+        heldout: reader.number("heldout", Range::SHARE)?,
+        prompt_turns: reader.count("prompt_turns", 1)?,
+        conversations: reader.count("conversations", 1)?,
+    })
+}
+
+/// `[tokenizer]`: what pretraining gets, and the stage's task where it is trained.
+pub(crate) fn tokenizer(
+    reader: &Reader<'_>,
+    resolver: &Resolver,
+) -> Outcome<(ChosenTokenizer, Option<TokenizerPlan>)> {
+    if trains(reader)? {
+        reader.refuse(
+            "path",
+            "has no meaning with kind = \"bpe\"",
+            "leave it out, or take kind = \"path\"",
+        )?;
+        let data = resolver.source(reader, "data", Wanted::Data(DatasetKind::Text))?;
+        let vocab_size = reader.count("vocab_size", MINIMUM_VOCABULARY)?;
+        let source = Source::Stage {
+            name: Plan::TOKENIZER.to_owned(),
+        };
+        return Ok((
+            ChosenTokenizer { source, vocab_size },
+            Some(TokenizerPlan { data, vocab_size }),
+        ));
+    }
+    for key in ["data", "vocab_size"] {
+        reader.refuse(
+            key,
+            "has no meaning with kind = \"path\"",
+            "leave it out, or take kind = \"bpe\"",
+        )?;
+    }
+    let Some(text) = reader.text_opt("path")? else {
+        return Err(reader.missing("path", "write path = a folder with tokenizer.json"));
+    };
+    let path = resolver.path(reader, "path", &text)?;
+    let vocab_size = artefacts::vocab_size(&path)
+        .map_err(|(message, hint)| reader.problem("path", message, hint))?;
+    Ok((
+        ChosenTokenizer {
+            source: Source::Path { path },
+            vocab_size,
+        },
+        None,
+    ))
+}
+
+/// Whether `[tokenizer]` is trained rather than read.
+pub(crate) fn trains(reader: &Reader<'_>) -> Outcome<bool> {
+    reader.choice("kind", &[("bpe", true), ("path", false)])
+}
+
+pub(crate) fn label(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<LabelPlan> {
+    let model = resolver.source(reader, "model", Wanted::Policy)?;
+    let shape = resolver.shape(reader, "model", &model)?;
+    let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
+    reader.choice("labeler.kind", &[("gold", ())])?;
+    let labeler = Labeler::Gold {
+        rule: reader.choice("labeler.rule", GOLD_RULES)?,
+    };
+    Ok(LabelPlan {
+        sampling: sampling(reader, &shape)?,
+        model,
+        shape,
+        prompts,
+        num_prompts: reader.count("num_prompts", 1)?,
+        num_heldout: reader.count("num_heldout", 1)?,
+        responses: reader.count("responses", 2)?,
+        labeler,
+    })
+}
+
+/// A label stage samples and trains nothing.
+pub(crate) fn label_execution(reader: &Reader<'_>) -> Outcome<Execution> {
+    Ok(Execution {
+        dtype: reader.choice("dtype", DTYPES)?,
+        micro_batch: reader
+            .count_opt("micro_batch", 1)?
+            .unwrap_or(USUAL_SAMPLING_BATCH),
+        ..NO_EXECUTION
+    })
+}
+
+/// Prompt and response together must fit the model.
+pub(crate) fn sampling(reader: &Reader<'_>, shape: &ModelShape) -> Outcome<SamplingPlan> {
+    let plan = SamplingPlan {
+        max_prompt_tokens: reader.count("max_prompt_tokens", 1)?,
+        max_new_tokens: reader.count("max_new_tokens", 1)?,
+        temperature: reader.number("temperature", Range::POSITIVE)?,
+        overlong: reader.choice("overlong", OVERLONG)?,
+    };
+    let tokens = plan.max_prompt_tokens + plan.max_new_tokens;
+    if tokens > shape.max_positions {
+        let message = format!(
+            "max_prompt_tokens {} and max_new_tokens {} must be at most the model's max_positions {} \
+             together, are {tokens}",
+            plan.max_prompt_tokens, plan.max_new_tokens, shape.max_positions
+        );
+        let hint =
+            "shorten one of them, or give the model more max_positions when it is pretrained";
+        return Err(reader.problem("max_new_tokens", message, hint));
+    }
+    Ok(plan)
+}

@@ -1,0 +1,151 @@
+//! What a plan is asked: inputs, dependants, its text.
+
+use std::collections::BTreeSet;
+
+use crate::error::PlanError;
+use crate::plan::{Plan, Source, StagePlan, Task};
+
+impl Plan {
+    /// Version of the format that this program writes and reads.
+    pub const FORMAT_VERSION: u32 = 1;
+
+    /// The stage of a name.
+    pub fn stage(&self, name: &str) -> Option<&StagePlan> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// The stages that need `name`, directly or through others, in the plan's order.
+    pub fn dependants(&self, name: &str) -> Vec<&StagePlan> {
+        let mut reached = BTreeSet::from([name]);
+        let mut found = Vec::new();
+        for stage in &self.stages {
+            if stage
+                .parents()
+                .any(|parent| reached.contains(parent.as_str()))
+            {
+                reached.insert(&stage.name);
+                found.push(stage);
+            }
+        }
+        found
+    }
+
+    /// The text of `plan.toml`.
+    ///
+    /// # Errors
+    /// [`PlanError::Write`] if a number does not fit TOML.
+    pub fn to_toml(&self) -> Result<String, PlanError> {
+        toml::to_string(self).map_err(|source| PlanError::Write {
+            source: Box::new(source),
+        })
+    }
+
+    /// Reads the text of a `plan.toml`.
+    ///
+    /// # Errors
+    /// [`PlanError::Version`] for another version's, [`PlanError::Read`] for what is no plan.
+    pub fn from_toml(text: &str) -> Result<Self, PlanError> {
+        let read = |source| PlanError::Read {
+            source: Box::new(source),
+        };
+        let table: toml::Table = toml::from_str(text).map_err(read)?;
+        let found = table
+            .get("format_version")
+            .and_then(toml::Value::as_integer);
+        match found.and_then(|found| u32::try_from(found).ok()) {
+            Some(found) if found != Self::FORMAT_VERSION => Err(PlanError::Version {
+                found,
+                expected: Self::FORMAT_VERSION,
+            }),
+            _ => toml::from_str(text).map_err(read),
+        }
+    }
+}
+
+impl StagePlan {
+    /// What the stage reads, by the key that says so, in a fixed order.
+    pub fn inputs(&self) -> Vec<(String, Source)> {
+        let mut inputs: Vec<(String, &Source)> = Vec::new();
+        let mut add = |key: &str, source| inputs.push((key.to_owned(), source));
+        match &self.task {
+            Task::Import(import) => {
+                let path = import
+                    .path
+                    .iter()
+                    .map(|path| Source::Path { path: path.clone() });
+                return path.map(|source| ("path".to_owned(), source)).collect();
+            }
+            Task::Tokenizer(plan) => add("data", &plan.data),
+            Task::Pretrain(plan) => {
+                add("data", &plan.data);
+                add("tokenizer", &plan.tokenizer);
+            }
+            Task::Sft(plan) => {
+                add("model", &plan.model);
+                add("data", &plan.data);
+            }
+            Task::Label(plan) => {
+                add("model", &plan.model);
+                add("prompts", &plan.prompts);
+            }
+            Task::Reward(plan) => {
+                add("model", &plan.model);
+                add("data", &plan.data);
+                if let Some(demonstrations) = &plan.demonstrations {
+                    add("demonstrations", demonstrations);
+                }
+            }
+            Task::Ppo(plan) => {
+                add("model", &plan.model);
+                for (index, reward) in plan.reward.iter().enumerate() {
+                    add(&format!("reward[{index}].model"), &reward.model);
+                }
+                add("prompts", &plan.prompts);
+                if let Some(ptx) = &plan.ptx {
+                    add("pretrain_data", &ptx.data);
+                }
+            }
+        }
+        inputs
+            .into_iter()
+            .map(|(key, source)| (key, source.clone()))
+            .collect()
+    }
+
+    fn parents(&self) -> impl Iterator<Item = String> {
+        self.inputs()
+            .into_iter()
+            .filter_map(|(_, source)| match source {
+                Source::Stage { name } => Some(name),
+                Source::Path { .. } => None,
+            })
+    }
+
+    /// The task as JSON, for hashing and for naming the keys that differ between two plans.
+    ///
+    /// Left out: [`Execution`](crate::plan::Execution), and `max_logprob_gap`, a guard whose default
+    /// follows the storage type and that changes no result.
+    pub fn config_json(&self) -> serde_json::Value {
+        let json = serde_json::to_value(&self.task);
+        let mut json = json.unwrap_or_else(|error| unreachable!("a task is plain data: {error}"));
+        if let Some(task) = json.as_object_mut() {
+            task.remove("max_logprob_gap");
+        }
+        json
+    }
+}
+
+impl Task {
+    /// The kind's word, as in the configuration.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Import(_) => "import",
+            Self::Tokenizer(_) => "tokenizer",
+            Self::Pretrain(_) => "pretrain",
+            Self::Sft(_) => "sft",
+            Self::Label(_) => "label",
+            Self::Reward(_) => "reward",
+            Self::Ppo(_) => "ppo",
+        }
+    }
+}

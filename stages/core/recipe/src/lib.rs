@@ -1,0 +1,45 @@
+//! What will be done: a pipeline's configuration, resolved into a plan.
+//!
+//! In goes a `pipeline.toml` with overrides; out comes a [`plan::Plan`] in which every number is
+//! resolved, or a [`ConfigError`] that names each mistake with file, line, value, bound and remedy.
+//! Where the file is silent, a preset of a published system speaks ([`presets`]), and after it our
+//! own defaults ([`defaults`]); both carry their sources. [`numbers`] says what a stage will cost.
+//!
+//! **Architecture invariant.** This crate knows no tensors, no device and no run folder: it reads a
+//! configuration and the headers of what that names, and computes nothing that depends on the
+//! machine. Nothing else in the workspace interprets a configuration.
+//!
+//! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
+//! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`
+//! and `order` (the graph), `training`, `data_stages` and `ppo` (one reader per kind), [`presets`],
+//! [`arithmetic`].
+
+pub mod arithmetic;
+mod artefacts;
+mod data_stages;
+pub mod defaults;
+mod error;
+mod graph;
+mod huggingface;
+mod load;
+mod nearest;
+pub mod numbers;
+mod order;
+pub mod plan;
+mod ppo;
+pub mod presets;
+mod reader;
+mod references;
+pub mod request;
+mod schema;
+pub mod shape;
+pub mod sizes;
+mod training;
+mod tree;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::{ConfigError, PlanError, Problem, ShapeError};
+pub use load::load;
+pub use numbers::stage_numbers;

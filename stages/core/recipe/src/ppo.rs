@@ -1,0 +1,193 @@
+//! Reads the table of a ppo stage.
+
+use datasets::DatasetKind;
+
+use crate::artefacts;
+use crate::data_stages::{GOLD_RULES, sampling};
+use crate::plan::{Dtype, Execution, KlPlan, PpoPlan, PtxPlan, RewardSource, Source};
+use crate::reader::{Outcome, Range, Reader};
+use crate::references::{Resolver, Wanted};
+use crate::shape::ModelShape;
+use crate::training::{DTYPES, execution, fits, optimizer};
+use crate::tree::Value;
+
+pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<(PpoPlan, Execution)> {
+    let model = resolver.source(reader, "model", Wanted::Policy)?;
+    let shape = resolver.shape(reader, "model", &model)?;
+    let (reward, value_shape) = rewards(reader, resolver, &model, &shape)?;
+    let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
+    let sampling = sampling(reader, &shape)?;
+    let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens;
+    if tokens > value_shape.max_positions {
+        let message = format!(
+            "prompt and response take {tokens} tokens, the first reward model's max_positions are {}",
+            value_shape.max_positions
+        );
+        return Err(reader.problem(
+            "reward",
+            message,
+            "shorten max_prompt_tokens or max_new_tokens",
+        ));
+    }
+    let batch = reader.count("batch", 1)?;
+    let minibatch = minibatch(reader, batch)?;
+    let policy_optimizer = optimizer(reader, "optimizer", None)?;
+    let value_optimizer = optimizer(reader, "value_optimizer", Some(&policy_optimizer))?;
+    let plan = PpoPlan {
+        ptx: ptx(reader, resolver, &shape)?,
+        model,
+        shape,
+        reward,
+        value_shape,
+        prompts,
+        sampling,
+        iterations: reader.count("iterations", 1)? as u64,
+        batch,
+        minibatch,
+        inner_epochs: reader.count("inner_epochs", 1)?,
+        kl: kl(reader)?,
+        gamma: reader.number("gamma", Range::UNIT)?,
+        lambda: reader.number("lambda", Range::UNIT)?,
+        clip: reader.number("clip", Range::SHARE)?,
+        value_clip: reader.switch("value_clip", Range::POSITIVE)?,
+        whiten_advantages: reader.flag("whiten_advantages")?,
+        no_eos_score: reader.switch("no_eos_score", Range::FINITE)?,
+        ema: reader.switch("ema", Range::SHARE)?,
+        policy_optimizer,
+        value_optimizer,
+        eval_every: reader.count("eval_every", 1)? as u64,
+        eval_prompts: reader.count("eval_prompts", 1)?,
+        gold: reader.choice_or_off("gold", GOLD_RULES)?,
+        max_logprob_gap: max_logprob_gap(reader)?,
+        nonfinite_skip: reader.count("nonfinite.skip", 0)? as u64,
+    };
+    Ok((plan, execution(reader, "minibatch", minibatch)?))
+}
+
+fn minibatch(reader: &Reader<'_>, batch: usize) -> Outcome<usize> {
+    let minibatch = reader.count("minibatch", 1)?;
+    if batch.is_multiple_of(minibatch) {
+        return Ok(minibatch);
+    }
+    let message = format!("must divide batch {batch}, is {minibatch}");
+    let hint = format!("choose a divisor of {batch}, or change batch");
+    Err(reader.problem("minibatch", message, hint))
+}
+
+/// The reward models, and the shape of the first, which the value model starts from.
+fn rewards(
+    reader: &Reader<'_>,
+    resolver: &Resolver,
+    policy: &Source,
+    shape: &ModelShape,
+) -> Outcome<(Vec<RewardSource>, ModelShape)> {
+    let hint = "write reward = [{ model = \"stage:NAME\", weight = 1.0 }]";
+    let written = reader.table.get("reward").map(|entry| &entry.node.value);
+    let Some(Value::List(items)) = written else {
+        return Err(reader.missing("reward", hint));
+    };
+    let mut rewards = Vec::with_capacity(items.len());
+    let mut first = None;
+    for (index, item) in items.iter().enumerate() {
+        let reader = Reader {
+            table: item,
+            path: format!("{}.reward[{index}]", reader.path),
+            prefix: "reward[].",
+            origin: item.origin.clone(),
+            ..reader.clone()
+        };
+        let model = resolver.source(&reader, "model", Wanted::Reward)?;
+        let found = resolver.shape(&reader, "model", &model)?;
+        same_tokenizer(&reader, resolver, policy, &model)?;
+        if found.vocab_size != shape.vocab_size {
+            let message = format!(
+                "must read the policy's {} token ids, has {}",
+                shape.vocab_size, found.vocab_size
+            );
+            let hint = "take a reward model that was trained with the policy's tokenizer";
+            return Err(reader.problem("model", message, hint));
+        }
+        let weight = reader.number_opt("weight", Range::FINITE)?.unwrap_or(1.0);
+        rewards.push(RewardSource { model, weight });
+        first.get_or_insert(found);
+    }
+    match first {
+        Some(first) => Ok((rewards, first)),
+        None => Err(reader.problem("reward", "must name at least one reward model, is []", hint)),
+    }
+}
+
+/// Refuses a reward model of another tokenizer, where both tokenizers are there to be compared.
+fn same_tokenizer(
+    reader: &Reader<'_>,
+    resolver: &Resolver,
+    policy: &Source,
+    reward: &Source,
+) -> Outcome<()> {
+    let (policy, reward) = (resolver.tokenizer_of(policy), resolver.tokenizer_of(reward));
+    let (Source::Path { path: policy }, Source::Path { path: reward }) = (policy, reward) else {
+        return Ok(());
+    };
+    let same = artefacts::same_tokenizer(&policy, &reward)
+        .map_err(|(message, hint)| reader.problem("model", message, hint))?;
+    if same {
+        return Ok(());
+    }
+    let message = format!(
+        "must have the policy's tokenizer, that of {} differs from that of {}",
+        reward.display(),
+        policy.display()
+    );
+    let hint = "take a reward model that was trained with the policy's tokenizer";
+    Err(reader.problem("model", message, hint))
+}
+
+fn ptx(reader: &Reader<'_>, resolver: &Resolver, shape: &ModelShape) -> Outcome<Option<PtxPlan>> {
+    let wanted = Wanted::Data(DatasetKind::Text);
+    let Some(data) = resolver.source_opt(reader, "pretrain_data", wanted)? else {
+        for key in ["ptx.coef", "ptx.sequences_per_episode", "ptx.context"] {
+            let hint = "add pretrain_data = \"stage:NAME\", or leave ptx out";
+            reader.refuse(key, "has no meaning without pretrain_data", hint)?;
+        }
+        return Ok(None);
+    };
+    let context = reader
+        .count_opt("ptx.context", 2)?
+        .unwrap_or(shape.max_positions);
+    fits(reader, "ptx.context", context, shape)?;
+    Ok(Some(PtxPlan {
+        data,
+        coef: reader.number("ptx.coef", Range::POSITIVE)?,
+        sequences_per_episode: reader.count("ptx.sequences_per_episode", 1)?,
+        context,
+    }))
+}
+
+fn kl(reader: &Reader<'_>) -> Outcome<KlPlan> {
+    let coef = reader.number("kl.coef", Range::NOT_NEGATIVE)?;
+    let Some(target) = reader.number_opt("kl.target", Range::POSITIVE)? else {
+        let hint = "add kl.target, or leave kl.horizon out";
+        reader.refuse("kl.horizon", "has no meaning without kl.target", hint)?;
+        return Ok(KlPlan::Fixed { coef });
+    };
+    if coef == 0.0 {
+        let message = "must be above 0 where kl.target moves it, is 0";
+        return Err(reader.problem("kl.coef", message, "start from 0.1, or leave kl.target out"));
+    }
+    Ok(KlPlan::Adaptive {
+        coef,
+        target,
+        horizon: reader.number("kl.horizon", Range::POSITIVE)?,
+    })
+}
+
+/// What rounding alone may do to a log-probability: 1e-3 nats, half a nat in bfloat16.
+fn max_logprob_gap(reader: &Reader<'_>) -> Outcome<f64> {
+    let usual = match reader.choice("dtype", DTYPES)? {
+        Dtype::F32 | Dtype::F64 => 1e-3,
+        Dtype::Bf16 => 0.5,
+    };
+    Ok(reader
+        .number_opt("max_logprob_gap", Range::POSITIVE)?
+        .unwrap_or(usual))
+}

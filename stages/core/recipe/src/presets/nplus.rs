@@ -1,0 +1,186 @@
+//! The N+ implementation details: Huang et al. 2024 (arXiv 2403.17031) and their code.
+
+use super::Setting::{Flag, Integer, Number, Text};
+use super::{Constant, constant};
+
+pub(super) const CONSTANTS: &[Constant] = &[
+    constant(
+        "sft",
+        "dropout",
+        Number(0.0),
+        "Huang et al. 2024, N+ (off in every network)",
+    ),
+    constant(
+        "sft",
+        "optimizer.lr",
+        Number(3e-6),
+        "Huang et al. 2024, sft.py",
+    ),
+    constant(
+        "sft",
+        "optimizer.eps",
+        Number(1e-5),
+        "Huang et al. 2024, sft.py",
+    ),
+    constant(
+        "sft",
+        "optimizer.schedule",
+        Text("cosine"),
+        "Huang et al. 2024, sft.py",
+    ),
+    constant(
+        "sft",
+        "optimizer.floor",
+        Number(0.0),
+        "Huang et al. 2024, sft.py",
+    ),
+    constant(
+        "sft",
+        "optimizer.warmup",
+        Integer(0),
+        "Huang et al. 2024, sft.py",
+    ),
+    constant(
+        "label",
+        "max_prompt_tokens",
+        Integer(512),
+        "Huang et al. 2024, tldr_dataset.py",
+    ),
+    constant(
+        "label",
+        "max_new_tokens",
+        Integer(53),
+        "Huang et al. 2024, N+",
+    ),
+    constant(
+        "reward",
+        "dropout",
+        Number(0.0),
+        "Huang et al. 2024, N+ (off in every network)",
+    ),
+    constant(
+        "reward",
+        "epochs",
+        Integer(1),
+        "Huang et al. 2024, reward.py",
+    ),
+    constant(
+        "reward",
+        "optimizer.lr",
+        Number(3e-6),
+        "Huang et al. 2024, reward.py",
+    ),
+    constant(
+        "reward",
+        "optimizer.eps",
+        Number(1e-5),
+        "Huang et al. 2024, reward.py",
+    ),
+    constant(
+        "reward",
+        "optimizer.schedule",
+        Text("cosine"),
+        "Huang et al. 2024, reward.py",
+    ),
+    constant(
+        "reward",
+        "optimizer.floor",
+        Number(0.0),
+        "Huang et al. 2024, reward.py",
+    ),
+    constant(
+        "reward",
+        "optimizer.warmup",
+        Integer(0),
+        "Huang et al. 2024, reward.py",
+    ),
+    constant(
+        "ppo",
+        "max_prompt_tokens",
+        Integer(512),
+        "Huang et al. 2024, tldr_dataset.py",
+    ),
+    constant(
+        "ppo",
+        "max_new_tokens",
+        Integer(53),
+        "Huang et al. 2024, N+",
+    ),
+    constant(
+        "ppo",
+        "temperature",
+        Number(0.7),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant(
+        "ppo",
+        "iterations",
+        Integer(1953),
+        "Huang et al. 2024, ppo.py (1M episodes by 512)",
+    ),
+    constant("ppo", "batch", Integer(512), "Huang et al. 2024, ppo.py"),
+    constant(
+        "ppo",
+        "minibatch",
+        Integer(512),
+        "Huang et al. 2024, ppo.py (one minibatch)",
+    ),
+    constant(
+        "ppo",
+        "inner_epochs",
+        Integer(4),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant("ppo", "kl.coef", Number(0.05), "Huang et al. 2024, ppo.py"),
+    constant("ppo", "gamma", Number(1.0), "Huang et al. 2024, ppo.py"),
+    constant("ppo", "lambda", Number(0.95), "Huang et al. 2024, ppo.py"),
+    constant("ppo", "clip", Number(0.2), "Huang et al. 2024, ppo.py"),
+    constant(
+        "ppo",
+        "value_clip",
+        Number(0.2),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant(
+        "ppo",
+        "whiten_advantages",
+        Flag(true),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant(
+        "ppo",
+        "no_eos_score",
+        Number(-1.0),
+        "Huang et al. 2024, N+ (the score is replaced)",
+    ),
+    constant(
+        "ppo",
+        "optimizer.lr",
+        Number(3e-6),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant(
+        "ppo",
+        "optimizer.eps",
+        Number(1e-5),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant(
+        "ppo",
+        "optimizer.schedule",
+        Text("linear"),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant(
+        "ppo",
+        "optimizer.floor",
+        Number(0.0),
+        "Huang et al. 2024, ppo.py",
+    ),
+    constant(
+        "ppo",
+        "optimizer.warmup",
+        Integer(0),
+        "Huang et al. 2024, ppo.py",
+    ),
+];

@@ -1,0 +1,207 @@
+//! What the front asks of the worker beside training: requests that travel as JSON in an argument,
+//! commands that travel as lines on the worker's standard input, and the answer to a probe.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Dtype, GoldRule, SamplingPlan};
+
+/// How a request is computed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compute {
+    /// `auto`, `cpu` or `cuda`.
+    pub device: String,
+    /// Type of weights and activations.
+    pub dtype: Dtype,
+    /// Rows computed together; changes no result beyond rounding.
+    pub batch: usize,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Tokens of a response at most, EOS included.
+    pub max_new_tokens: usize,
+    /// Logits are divided by this.
+    pub temperature: f64,
+    /// Only the k likeliest tokens.
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together have this probability.
+    pub top_p: Option<f64>,
+    /// Always the likeliest token.
+    pub greedy: bool,
+    /// EOS ends nothing.
+    pub ignore_eos: bool,
+    /// From which all randomness derives.
+    pub seed: u64,
+}
+
+/// What is to be continued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "from", rename_all = "snake_case")]
+pub enum GenerateInput {
+    /// One raw text; the answer is plain text.
+    Prompt {
+        /// The text; the tokenizer adds its special tokens, no template does.
+        text: String,
+    },
+    /// Rows of `input_ids`, `prompt` or `messages`; the answer is JSON lines.
+    Data {
+        /// A `.jsonl` or `.parquet` file.
+        path: PathBuf,
+    },
+}
+
+/// `rlhf generate`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerateRequest {
+    /// A language model's folder.
+    pub model: PathBuf,
+    /// What is to be continued.
+    pub input: GenerateInput,
+    /// Samples of each prompt; adjacent in the output.
+    pub num_samples: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// How it is computed.
+    pub compute: Compute,
+}
+
+/// `rlhf score`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScoreRequest {
+    /// A language model's or a reward model's folder.
+    pub model: PathBuf,
+    /// A `.jsonl` or `.parquet` file.
+    pub data: PathBuf,
+    /// How it is computed.
+    pub compute: Compute,
+}
+
+/// `rlhf chat`. The user's lines arrive as [`Command::Say`]; the worker answers each with one
+/// `Event::Output`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ChatRequest {
+    /// A language model's folder.
+    pub model: PathBuf,
+    /// A first message of role `system`.
+    pub system: Option<String>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// How it is computed.
+    pub compute: Compute,
+}
+
+/// `rlhf eval`: the checkpoints of a PPO stage's lineage, compared on held-out prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalRequest {
+    /// The base model's folder: it judges fluency.
+    pub base: PathBuf,
+    /// The SFT model's folder: KL is measured to it.
+    pub reference: PathBuf,
+    /// The PPO policy's folder.
+    pub policy: PathBuf,
+    /// Where held-out prompts are (a file, or a folder with splits).
+    pub prompts: PathBuf,
+    /// Where held-out pretraining text is.
+    pub text: Option<PathBuf>,
+    /// Where its tokens may be kept.
+    pub cache: PathBuf,
+    /// Prompts, one sample each.
+    pub samples: usize,
+    /// From which all randomness derives.
+    pub seed: u64,
+    /// Lengths and temperature.
+    pub sampling: SamplingPlan,
+    /// The gold rule.
+    pub gold: Option<GoldRule>,
+    /// Conversations to show.
+    pub show: usize,
+    /// How it is computed.
+    pub compute: Compute,
+}
+
+/// A line on the worker's standard input. The end of that input means that the front is dead, and
+/// the worker ends at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// `stop`: save a snapshot and end.
+    Stop,
+    /// `say "TEXT"` (a JSON string): the user's next message in a chat.
+    Say(String),
+    /// `end`: nothing more will be said; answer what was, then end.
+    End,
+}
+
+impl Command {
+    /// The line, without its line end.
+    pub fn to_line(&self) -> String {
+        match self {
+            Self::Stop => "stop".to_owned(),
+            Self::Say(text) => format!("say {}", serde_json::Value::from(text.as_str())),
+            Self::End => "end".to_owned(),
+        }
+    }
+
+    /// Reads a line; `None` if it is no command.
+    pub fn parse(line: &str) -> Option<Self> {
+        let line = line.trim_end_matches(['\r', '\n']);
+        match line {
+            "stop" => Some(Self::Stop),
+            "end" => Some(Self::End),
+            _ => serde_json::from_str(line.strip_prefix("say ")?)
+                .ok()
+                .map(Self::Say),
+        }
+    }
+}
+
+/// What the worker finds on its machine: the one output line of `rlhf-worker probe`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// libtorch's version, as it says itself.
+    pub libtorch_version: String,
+    /// The folder from which libtorch was loaded.
+    pub libtorch_dir: PathBuf,
+    /// Threads that libtorch computes with on the CPU.
+    pub num_threads: usize,
+    /// GPUs that can be used.
+    pub gpus: Vec<GpuReport>,
+    /// Why CUDA cannot be used; `None` if it can.
+    pub cuda_problem: Option<String>,
+    /// There is a sign of a GPU (a driver, a device node), so that an unusable CUDA is a fault.
+    pub gpu_expected: bool,
+    /// Why `librlhf_cuda.so` is not loaded; `None` if it is, or if no GPU needs it.
+    pub extension_problem: Option<String>,
+}
+
+/// A GPU that can be used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuReport {
+    /// Its name.
+    pub name: String,
+    /// Its compute capability, as `9.0`.
+    pub capability: String,
+    /// Its memory.
+    pub memory_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_survive_the_journey_on_one_line() {
+        let said = Command::Say("two\nlines, \"quoted\"".into());
+        assert!(!said.to_line().contains('\n'));
+        for command in [Command::Stop, Command::End, said] {
+            assert_eq!(
+                Command::parse(&format!("{}\n", command.to_line())),
+                Some(command)
+            );
+        }
+        assert_eq!(Command::parse("say hello"), None);
+        assert_eq!(Command::parse("sto"), None);
+    }
+}

@@ -1,0 +1,30 @@
+//! What every program of the pipeline stands on: files that are whole or absent, hashes and
+//! manifests, the layout of a run folder, metrics, counter-based randomness, interruption, the
+//! worker's event stream and logging.
+//!
+//! **In:** paths, bytes, numbers. **Out:** files that survive a `kill -9` at any moment, and
+//! errors that name the path and say what to do.
+//!
+//! **Architecture invariant:** this crate knows no tensor, no model, no dataset and no
+//! configuration. It depends on no other crate of the workspace.
+//!
+//! **Reading order:** [`files`] (how anything is written), [`hash`] and [`manifest`] (how it is
+//! trusted), [`run_folder`] (where it lies), [`metrics`] and [`events`] (how a run is seen),
+//! [`seeds`] (where randomness comes from), [`interrupt`] and [`logging`].
+
+pub mod events;
+pub mod files;
+pub mod hash;
+pub mod interrupt;
+pub mod logging;
+pub mod manifest;
+mod metric_names;
+pub mod metrics;
+pub mod run_folder;
+pub mod seeds;
+
+pub use events::Event;
+pub use files::{FileError, WholeFolder};
+pub use manifest::{Manifest, ManifestError};
+pub use metrics::{MetricRow, Metrics, MetricsWriter};
+pub use run_folder::{RunFolder, RunFolderError, RunLock, StageFolder};

@@ -1,0 +1,120 @@
+// librlhf_cuda.so: what needs the CUDA runtime. Loaded after libtorch_cuda.so, whose libraries
+// (libc10_cuda, libcudart) are then already in the process, so it needs no search path of its own.
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <cuda_runtime_api.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "border.h"
+
+namespace {
+
+void check(cudaError_t status) {
+  if (status != cudaSuccess) {
+    cudaGetLastError();  // a failed query must not fail the next launch
+    throw std::runtime_error(std::string(cudaGetErrorName(status)) + ": " +
+                             cudaGetErrorString(status));
+  }
+}
+
+struct DeviceGuard {
+  int previous = 0;
+  explicit DeviceGuard(int index) {
+    check(cudaGetDevice(&previous));
+    check(cudaSetDevice(index));
+  }
+  ~DeviceGuard() { cudaSetDevice(previous); }
+};
+
+constexpr size_t kAggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+
+}  // namespace
+
+extern "C" {
+
+// Mirrors `RawProperties` in src/cuda.rs.
+struct rlhf_device_properties {
+  char name[256];
+  int32_t major;
+  int32_t minor;
+  int32_t multiprocessors;
+  int64_t total_bytes;
+  int64_t free_bytes;
+};
+
+// Mirrors `Memory` in src/cuda.rs.
+struct rlhf_memory {
+  int64_t current_bytes;
+  int64_t peak_bytes;
+  int64_t reserved_bytes;
+};
+
+void rlhf_cuda_free(char* text) { std::free(text); }
+
+char* rlhf_cuda_device_count(int32_t* count) {
+  return rlhf::guarded([&] { check(cudaGetDeviceCount(count)); });
+}
+
+char* rlhf_cuda_versions(int32_t* driver, int32_t* runtime) {
+  return rlhf::guarded([&] {
+    check(cudaDriverGetVersion(driver));
+    check(cudaRuntimeGetVersion(runtime));
+  });
+}
+
+char* rlhf_cuda_properties(int32_t index, rlhf_device_properties* out) {
+  return rlhf::guarded([&] {
+    DeviceGuard guard(index);
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, index));
+    strncpy(out->name, properties.name, sizeof(out->name) - 1);
+    out->name[sizeof(out->name) - 1] = 0;
+    out->major = properties.major;
+    out->minor = properties.minor;
+    out->multiprocessors = properties.multiProcessorCount;
+    size_t free_bytes = 0, total_bytes = 0;
+    check(cudaMemGetInfo(&free_bytes, &total_bytes));
+    out->free_bytes = static_cast<int64_t>(free_bytes);
+    out->total_bytes = static_cast<int64_t>(total_bytes);
+  });
+}
+
+// The allocator's statistics; zeros before the first tensor on any device.
+char* rlhf_cuda_memory(int32_t index, rlhf_memory* out) {
+  return rlhf::guarded([&] {
+    *out = {0, 0, 0};
+    if (!c10::cuda::CUDACachingAllocator::get()->initialized()) {
+      return;
+    }
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(index);
+    out->current_bytes = stats.allocated_bytes[kAggregate].current;
+    out->peak_bytes = stats.allocated_bytes[kAggregate].peak;
+    out->reserved_bytes = stats.reserved_bytes[kAggregate].current;
+  });
+}
+
+char* rlhf_cuda_reset_peak(int32_t index) {
+  return rlhf::guarded([&] {
+    if (c10::cuda::CUDACachingAllocator::get()->initialized()) {
+      c10::cuda::CUDACachingAllocator::resetPeakStats(index);
+    }
+  });
+}
+
+char* rlhf_cuda_synchronize(int32_t index) {
+  return rlhf::guarded([&] {
+    DeviceGuard guard(index);
+    check(cudaDeviceSynchronize());
+  });
+}
+
+char* rlhf_cuda_empty_cache() {
+  return rlhf::guarded([&] {
+    if (c10::cuda::CUDACachingAllocator::get()->initialized()) {
+      c10::cuda::CUDACachingAllocator::emptyCache();
+    }
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,78 @@
+//! Every foreign declaration of the crate, and the one way to call them.
+
+use std::ffi::{CStr, c_char};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::TorchError;
+
+/// Null, or a text that [`rlhf_free`] frees.
+pub(crate) type Status = *mut c_char;
+
+unsafe extern "C" {
+    pub(crate) fn rlhf_free(text: *mut c_char);
+    pub(crate) fn rlhf_show_config(text: *mut *mut c_char) -> Status;
+    pub(crate) fn rlhf_libtorch_path(path: *mut *mut c_char) -> Status;
+    pub(crate) fn rlhf_fused_adamw(
+        n: usize,
+        params: *const *const C_tensor,
+        grads: *const *const C_tensor,
+        exp_avgs: *const *const C_tensor,
+        exp_avg_sqs: *const *const C_tensor,
+        steps: *const *const C_tensor,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> Status;
+    pub(crate) fn rlhf_backward(
+        n: usize,
+        outputs: *const *const C_tensor,
+        grads: *const *const C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_token_logprobs(
+        hidden_nd: *const C_tensor,
+        weight_vd: *const C_tensor,
+        targets_n: *const C_tensor,
+        temperature: f64,
+        chunk: i64,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+}
+
+/// Turns the text of a failed call into an error.
+pub(crate) fn check(operation: &'static str, status: Status) -> Result<(), TorchError> {
+    if status.is_null() {
+        return Ok(());
+    }
+    Err(TorchError::Libtorch {
+        operation,
+        message: brief(&take_text(status)),
+    })
+}
+
+/// Copies and frees a text that the C++ side allocated.
+pub(crate) fn take_text(text: *mut c_char) -> String {
+    // SAFETY: every C++ function of `cpp/` hands out NUL-terminated texts made by `strdup`, and the
+    // caller holds the only pointer to it.
+    unsafe {
+        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+        rlhf_free(text);
+        owned
+    }
+}
+
+/// libtorch's messages end in a C++ stack trace, which helps nobody here.
+pub(crate) fn brief(message: &str) -> String {
+    let end = message
+        .find("\nException raised from")
+        .unwrap_or(message.len());
+    message[..end].trim_end().to_owned()
+}
+
+/// The tensors' addresses. They live as long as `tensors` does.
+pub(crate) fn pointers<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<*const C_tensor> {
+    tensors.into_iter().map(Tensor::as_ptr).collect()
+}

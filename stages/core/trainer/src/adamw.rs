@@ -1,0 +1,168 @@
+//! `AdamW` (Loshchilov and Hutter 2019) over named tensors, with a state that can be saved.
+
+use std::collections::BTreeMap;
+
+use recipe::plan::OptimizerPlan;
+use tch::{Kind, Tensor, no_grad};
+use torch_ext::{AdamWStep, fused_adamw};
+
+use crate::error::TrainerError;
+use crate::gradients::is_low_precision;
+
+/// The optimizer of one model. With `g` the gradient, `t` the parameter's own step count from 1:
+///
+/// ```text
+/// w <- w - lr * weight_decay * w                  (tensors of two dimensions and more only)
+/// m <- b1 * m + (1 - b1) * g          v <- b2 * v + (1 - b2) * g^2
+/// w <- w - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+/// ```
+///
+/// For parameters in bf16 (or f16), `w`, `m` and `v` are f32 and the parameter is a rounded copy of `w`;
+/// for f32 and f64 the parameter itself is `w`, and the moments have its format.
+#[derive(Debug)]
+pub struct AdamW {
+    betas: [f64; 2],
+    eps: f64,
+    weight_decay: f64,
+    slots: Vec<Slot>,
+}
+
+/// One parameter with its state. All tensors have the parameter's shape but `step`, a scalar f32 (what
+/// the fused kernel wants; exact up to 2^24 updates).
+#[derive(Debug)]
+struct Slot {
+    name: String,
+    param: Tensor,
+    master: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+}
+
+impl Slot {
+    fn new(name: &str, param: &Tensor) -> Self {
+        let param = param.shallow_clone();
+        let master = if is_low_precision(param.kind()) {
+            param.detach().to_kind(Kind::Float)
+        } else {
+            param.shallow_clone()
+        };
+        let zeros = || master.detach().zeros_like();
+        Self {
+            name: name.to_owned(),
+            exp_avg: zeros(),
+            exp_avg_sq: zeros(),
+            step: Tensor::zeros([] as [i64; 0], (Kind::Float, param.device())),
+            param,
+            master,
+        }
+    }
+
+    fn decays(&self) -> bool {
+        self.param.dim() >= 2
+    }
+
+    fn refresh_param(&mut self) {
+        if is_low_precision(self.param.kind()) {
+            self.param.copy_(&self.master);
+        }
+    }
+}
+
+impl AdamW {
+    /// A fresh state for `params`; they are updated in place from now on.
+    pub fn new(params: &BTreeMap<String, Tensor>, plan: &OptimizerPlan) -> Self {
+        let slots = no_grad(|| params.iter().map(|(name, p)| Slot::new(name, p)).collect());
+        Self {
+            betas: plan.betas,
+            eps: plan.eps,
+            weight_decay: plan.weight_decay,
+            slots,
+        }
+    }
+
+    /// One update with learning rate `lr`; `grads` are in the order of the parameter map, in the format
+    /// of the master weights.
+    ///
+    /// # Errors
+    /// Where libtorch refuses the tensors (another device, shape or format).
+    ///
+    /// # Panics
+    /// Where there are not as many gradients as parameters.
+    pub fn step(&mut self, grads: &[Tensor], lr: f64) -> Result<(), TrainerError> {
+        assert_eq!(grads.len(), self.slots.len(), "one gradient per parameter");
+        no_grad(|| {
+            self.step_group(grads, lr, true)?;
+            self.step_group(grads, lr, false)?;
+            self.refresh_params();
+            Ok(())
+        })
+    }
+
+    fn step_group(&mut self, grads: &[Tensor], lr: f64, decays: bool) -> Result<(), TrainerError> {
+        let group: Vec<(&Slot, &Tensor)> = self
+            .slots
+            .iter()
+            .zip(grads)
+            .filter(|(slot, _)| slot.decays() == decays)
+            .collect();
+        if group.is_empty() {
+            return Ok(());
+        }
+        let all = |pick: fn(&Slot) -> &Tensor| -> Vec<Tensor> {
+            group
+                .iter()
+                .map(|(slot, _)| pick(slot).shallow_clone())
+                .collect()
+        };
+        let grads: Vec<Tensor> = group.iter().map(|(_, grad)| grad.shallow_clone()).collect();
+        let steps = all(|slot| &slot.step);
+        for step in &steps {
+            let _ = step.shallow_clone().g_add_scalar_(1.0);
+        }
+        fused_adamw(
+            &all(|slot| &slot.master),
+            &grads,
+            &all(|slot| &slot.exp_avg),
+            &all(|slot| &slot.exp_avg_sq),
+            &steps,
+            &AdamWStep {
+                lr,
+                beta1: self.betas[0],
+                beta2: self.betas[1],
+                eps: self.eps,
+                weight_decay: if decays { self.weight_decay } else { 0.0 },
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Weights in master precision, by parameter name. They share memory with the optimizer.
+    pub fn masters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.slots
+            .iter()
+            .map(|slot| (slot.name.as_str(), &slot.master))
+    }
+
+    /// The whole state by key: `<param>.master`, `<param>.exp_avg`, `<param>.exp_avg_sq`, `<param>.step`.
+    /// The tensors share memory with the optimizer: writing into them restores it, after which
+    /// [`Self::refresh_params`] is due.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = BTreeMap::new();
+        for slot in &self.slots {
+            let mut put = |what: &str, tensor: &Tensor| {
+                state.insert(format!("{}.{what}", slot.name), tensor.shallow_clone());
+            };
+            put("master", &slot.master);
+            put("exp_avg", &slot.exp_avg);
+            put("exp_avg_sq", &slot.exp_avg_sq);
+            put("step", &slot.step);
+        }
+        state
+    }
+
+    /// Rounds the master weights into parameters of lower precision.
+    pub fn refresh_params(&mut self) {
+        no_grad(|| self.slots.iter_mut().for_each(Slot::refresh_param));
+    }
+}

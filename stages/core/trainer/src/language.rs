@@ -1,0 +1,157 @@
+//! The next-token loss over a set of token rows: micro-batching for training and for evaluation.
+//!
+//! Shape suffixes: b rows, t columns.
+
+use datasets::collate::{Side, pad};
+use model::{Input, Model, RecordOptions};
+use runtime::seeds;
+use serde::Serialize;
+use tch::{Tensor, no_grad};
+
+use crate::tensors::mask_bt;
+use crate::{StageContext, Stepper, TrainerError, lm_micro_step, next_token_loss};
+
+/// A row of tokens and which of them are to be predicted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LmRow {
+    /// Tokens.
+    pub ids: Vec<u32>,
+    /// True on the tokens that carry a loss; the first token never does.
+    pub loss: Vec<bool>,
+}
+
+impl LmRow {
+    /// A row of plain text: every token after the first is to be predicted.
+    pub fn plain(ids: Vec<u32>) -> Self {
+        Self {
+            loss: vec![true; ids.len()],
+            ids,
+        }
+    }
+
+    /// Tokens that carry a loss.
+    pub fn num_targets(&self) -> usize {
+        self.loss.iter().skip(1).filter(|l| **l).count()
+    }
+}
+
+/// How a set of rows is differentiated.
+#[derive(Debug, Clone, Copy)]
+pub struct LmOptions {
+    /// Rows per forward pass.
+    pub micro_batch: usize,
+    /// Fills short rows.
+    pub pad_id: u32,
+    /// Weight of the mean token loss.
+    pub coef: f64,
+    /// Recompute activations in the backward pass.
+    pub checkpointing: bool,
+    /// Residual dropout.
+    pub dropout: f64,
+    /// Key of the update's dropout.
+    pub dropout_key: u64,
+}
+
+impl LmOptions {
+    /// As a stage's execution says, without dropout.
+    pub fn new(ctx: &StageContext, pad_id: u32, coef: f64) -> Self {
+        let execution = &ctx.plan.execution;
+        Self {
+            micro_batch: execution.micro_batch,
+            pad_id,
+            coef,
+            checkpointing: execution.checkpointing,
+            dropout: 0.0,
+            dropout_key: 0,
+        }
+    }
+
+    /// With residual dropout, keyed by the update.
+    #[must_use]
+    pub fn with_dropout(self, dropout: f64, seed: u64, step: u64) -> Self {
+        Self {
+            dropout,
+            dropout_key: seeds::key(seed, "dropout", step, 0),
+            ..self
+        }
+    }
+}
+
+/// A loss over tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LmLoss {
+    /// Sum of `-ln p`, nats.
+    pub sum: f64,
+    /// Tokens that were predicted.
+    pub tokens: f64,
+}
+
+impl LmLoss {
+    /// Nats per token.
+    pub fn mean(&self) -> f64 {
+        self.sum / self.tokens.max(1.0)
+    }
+}
+
+/// Adds to the gradients those of `coef` times the mean token loss of *all* `rows`, micro-batch by
+/// micro-batch. Rows of like length go together.
+///
+/// # Errors
+/// Where libtorch fails.
+pub fn lm_backward(
+    model: &Model,
+    stepper: &mut Stepper,
+    rows: &[LmRow],
+    options: &LmOptions,
+) -> Result<LmLoss, TrainerError> {
+    let tokens = rows.iter().map(LmRow::num_targets).sum::<usize>() as f64;
+    let scale = options.coef / tokens.max(1.0);
+    let mut loss = LmLoss { sum: 0.0, tokens };
+    for (index, micro) in by_length(rows).chunks(options.micro_batch).enumerate() {
+        let (input, loss_mask_bt) = to_input(micro, options.pad_id, model);
+        let record = RecordOptions {
+            checkpointing: options.checkpointing,
+            dropout: options.dropout,
+            dropout_key: seeds::key(options.dropout_key, "micro-batch", index as u64, 0),
+        };
+        loss.sum += lm_micro_step(model, &input, &loss_mask_bt, scale, &record)?;
+        stepper.accumulate();
+    }
+    stepper.observe_loss(options.coef * loss.mean());
+    Ok(loss)
+}
+
+/// The loss of `rows` without gradients.
+///
+/// # Errors
+/// Where libtorch fails.
+pub fn lm_evaluate(
+    model: &Model,
+    rows: &[LmRow],
+    pad_id: u32,
+    micro_batch: usize,
+) -> Result<LmLoss, TrainerError> {
+    let mut loss = LmLoss::default();
+    for micro in by_length(rows).chunks(micro_batch) {
+        let (input, loss_mask_bt) = to_input(micro, pad_id, model);
+        let hidden_btd = no_grad(|| model.hidden(&input));
+        loss.sum += next_token_loss(model, &hidden_btd, &input.ids_bt, &loss_mask_bt)?;
+        loss.tokens += micro.iter().map(|row| row.num_targets()).sum::<usize>() as f64;
+    }
+    Ok(loss)
+}
+
+/// Shortest first, so that a micro-batch pads little.
+fn by_length(rows: &[LmRow]) -> Vec<&LmRow> {
+    let mut sorted: Vec<&LmRow> = rows.iter().collect();
+    sorted.sort_by_key(|row| row.ids.len());
+    sorted
+}
+
+fn to_input(rows: &[&LmRow], pad_id: u32, model: &Model) -> (Input, Tensor) {
+    let ids: Vec<&[u32]> = rows.iter().map(|row| &row.ids[..]).collect();
+    let masks: Vec<&[bool]> = rows.iter().map(|row| &row.loss[..]).collect();
+    let padded = pad(&ids, Side::Right, pad_id, None);
+    let loss_mask_bt = mask_bt(&masks, Side::Right, &padded, model.device());
+    (Input::from_padded(&padded, model.device()), loss_mask_bt)
+}

@@ -1,0 +1,52 @@
+//! The mechanics of a training step, shared by every stage: the optimizer and its schedule, gradient
+//! accumulation, clipping and the finite check, moving averages, chunked token losses, and the
+//! snapshots from which a run continues.
+//!
+//! In go a [`model::Model`], a [`recipe::plan::OptimizerPlan`] and gradients; out come updated
+//! parameters, metrics, and folders that appear whole or not at all: [`Snapshot`s](snapshot) (a run
+//! that can be continued) and checkpoints (weights that can be used, written by [`finish()`]).
+//!
+//! **Architecture invariant.** This crate knows nothing of any stage: no loss but the plain next-token
+//! one, no choice of batches, no loop. A stage owns its loop and calls what is here. Nothing here draws
+//! a random number.
+//!
+//! Reading order: [`schedule`], [`gradients`], [`adamw`], [`stepper`] (one update), [`token_loss`] (one
+//! micro-batch) and [`language`] (many), [`ema`], [`snapshot`] and [`retention`], [`mod@finish`], then
+//! what ties a stage to its run folder: [`context`], [`persist`], [`progress`], and [`session`] for the
+//! supervised stages.
+
+pub mod adamw;
+pub mod context;
+pub mod ema;
+mod error;
+pub mod finish;
+mod folder;
+pub mod gradients;
+pub mod language;
+pub mod persist;
+pub mod progress;
+pub mod retention;
+pub mod schedule;
+pub mod session;
+pub mod snapshot;
+pub mod stepper;
+mod tensor_file;
+pub mod tensors;
+#[cfg(test)]
+mod tests;
+pub mod token_loss;
+
+pub use adamw::AdamW;
+pub use context::StageContext;
+pub use ema::Ema;
+pub use error::TrainerError;
+pub use finish::finish;
+pub use language::{LmLoss, LmOptions, LmRow, lm_backward, lm_evaluate};
+pub use persist::{Outcome, overlong};
+pub use progress::Progress;
+pub use retention::{latest_valid_snapshot, retain};
+pub use schedule::learning_rate;
+pub use session::{Session, num_steps};
+pub use snapshot::{RestorePart, SnapshotPart, restore_snapshot, save_snapshot};
+pub use stepper::{Stepper, Update};
+pub use token_loss::{lm_micro_step, next_token_loss, num_targets};

@@ -1,0 +1,235 @@
+//! What pretraining, SFT and reward modelling share: a model, its optimizer, the place in the run,
+//! the best evaluation, and the folders that come of it. The loop itself belongs to each stage:
+//!
+//! ```text
+//! while session.is_running() {
+//!     ... forward, backward ...
+//!     session.update(&mut metrics)?;
+//!     if session.evaluation_is_due() { ...; session.select(heldout_loss)?; }
+//!     session.end_step(&metrics)?;
+//! }
+//! session.finish()
+//! ```
+
+use std::time::Instant;
+
+use datasets::Tokenizer;
+use model::Model;
+use recipe::plan::{Duration, TrainPlan};
+use runtime::metrics::Metrics;
+use serde::{Deserialize, Serialize};
+
+use crate::{Outcome, Progress, RestorePart, SnapshotPart, StageContext, Stepper, TrainerError};
+
+/// A supervised stage under way.
+pub struct Session<'a> {
+    /// The stage.
+    pub ctx: &'a StageContext,
+    /// What is trained.
+    pub model: Model,
+    /// Its optimizer.
+    pub stepper: Stepper,
+    /// The tokenizer that belongs to it.
+    pub tokenizer: Tokenizer,
+    /// Updates done.
+    pub step: u64,
+    /// Updates in all.
+    pub steps: u64,
+    plan: &'a TrainPlan,
+    best: Option<Best>,
+    log: Progress,
+    started: Instant,
+    interrupted: bool,
+}
+
+/// The evaluation that decides which weights become `final/`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Best {
+    step: u64,
+    loss: f64,
+}
+
+/// What a snapshot holds beside tensors. The data cursor is the step.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    step: u64,
+    best: Option<Best>,
+}
+
+/// Updates that a duration makes of `num_examples` examples.
+pub fn num_steps(duration: Duration, num_examples: usize, batch: usize) -> u64 {
+    match duration {
+        Duration::Steps(steps) => steps,
+        Duration::Epochs(epochs) => {
+            ((epochs * num_examples as f64 / batch as f64).ceil() as u64).max(1)
+        }
+    }
+}
+
+impl<'a> Session<'a> {
+    /// Starts, or continues from the last snapshot. `model` is as the stage begins with it.
+    ///
+    /// # Errors
+    /// Where the last snapshot is damaged or does not fit.
+    pub fn open(
+        ctx: &'a StageContext,
+        plan: &'a TrainPlan,
+        model: Model,
+        tokenizer: Tokenizer,
+        num_examples: usize,
+    ) -> Result<Self, TrainerError> {
+        let steps = num_steps(plan.duration, num_examples, plan.batch);
+        let mut stepper =
+            Stepper::new(&model, &plan.optimizer, steps).with_nonfinite_skip(plan.nonfinite_skip);
+        let mut parts = [RestorePart {
+            name: "model",
+            stepper: &mut stepper,
+            ema: None,
+        }];
+        let state: State = ctx.restore(&mut parts)?.unwrap_or(State {
+            step: 0,
+            best: None,
+        });
+        let log = Progress::open(&ctx.stage, &ctx.plan.name, steps)?;
+        Ok(Self {
+            ctx,
+            model,
+            stepper,
+            tokenizer,
+            step: state.step,
+            steps,
+            plan,
+            best: state.best,
+            log,
+            started: Instant::now(),
+            interrupted: false,
+        })
+    }
+
+    /// True while updates are left and nobody asked to stop.
+    pub fn is_running(&self) -> bool {
+        self.step < self.steps && !self.interrupted
+    }
+
+    /// The optimizer's update; on non-finite numbers the batch is written to
+    /// `nonfinite-NNNNNN.json` before the run stops.
+    ///
+    /// # Errors
+    /// Where a number is not finite and no skip is left.
+    pub fn update(
+        &mut self,
+        batch: &impl Serialize,
+        metrics: &mut Metrics,
+    ) -> Result<(), TrainerError> {
+        let result = self.stepper.update(self.step);
+        let update = self
+            .ctx
+            .dump_if_nonfinite(result, || serde_json::json!(batch))?;
+        self.step += 1;
+        metrics.insert("optimizer/lr", update.lr);
+        metrics.insert("optimizer/grad_norm", update.grad_norm);
+        metrics.insert("optimizer/skipped", update.skipped as f64);
+        Ok(())
+    }
+
+    /// True after every `eval_every`-th update and after the last.
+    pub fn evaluation_is_due(&self) -> bool {
+        self.step.is_multiple_of(self.plan.eval_every) || self.step == self.steps
+    }
+
+    /// Reports the held-out loss of the weights as they are; the lowest one becomes `final/`.
+    ///
+    /// # Errors
+    /// Where the weights of a new best cannot be saved.
+    pub fn select(&mut self, heldout_loss: f64) -> Result<(), TrainerError> {
+        if self.best.is_none_or(|best| heldout_loss < best.loss) {
+            self.best = Some(Best {
+                step: self.step,
+                loss: heldout_loss,
+            });
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Logs the step, saves a snapshot when one is due, and notices a request to stop.
+    ///
+    /// # Errors
+    /// Where the log or the snapshot cannot be written.
+    pub fn end_step(&mut self, mut metrics: Metrics, tokens: f64) -> Result<(), TrainerError> {
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.started = Instant::now();
+        metrics.insert("time/step", seconds);
+        metrics.insert("tokens_per_second", tokens / seconds);
+        self.log.step(self.step, &metrics)?;
+        self.interrupted = runtime::interrupt::requested() && self.step < self.steps;
+        let due = self.step.is_multiple_of(self.ctx.plan.execution.save_every);
+        let just_saved = self.best.is_some_and(|best| best.step == self.step);
+        if (due || self.interrupted) && !just_saved {
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<(), TrainerError> {
+        let part = SnapshotPart {
+            name: "model",
+            model: &self.model,
+            stepper: &self.stepper,
+            ema: None,
+        };
+        let state = State {
+            step: self.step,
+            best: self.best,
+        };
+        let best = self.best.map(|best| best.step);
+        self.ctx
+            .save(self.step, &[part], &self.tokenizer, &state, best)
+    }
+
+    /// Brings the weights of the best evaluation back where another step was better than the last;
+    /// returns the step that is selected.
+    ///
+    /// # Errors
+    /// Where that snapshot cannot be read.
+    pub fn restore_best(&mut self) -> Result<u64, TrainerError> {
+        match self.best {
+            Some(best) if best.step != self.step => {
+                let folder = self.ctx.stage.snapshot_dir(best.step);
+                let selected = Model::load(&folder, self.model.device(), self.model.kind())?;
+                self.model.copy_from(&selected);
+                Ok(best.step)
+            }
+            _ => Ok(self.step),
+        }
+    }
+
+    /// True where the loop ended because somebody asked.
+    pub fn was_interrupted(&self) -> bool {
+        self.interrupted
+    }
+
+    /// Writes `final/` from the model as it is, saying which step was selected.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn finish(self, selected: u64) -> Result<Outcome, TrainerError> {
+        let mut manifest = self.ctx.manifest("checkpoint", selected);
+        if let Some(best) = self.best {
+            manifest
+                .notes
+                .insert("selected_by".to_owned(), "loss/heldout".into());
+            manifest
+                .notes
+                .insert("loss/heldout".to_owned(), best.loss.into());
+        }
+        crate::finish(
+            &self.ctx.stage.final_dir(),
+            &self.model,
+            &[],
+            &self.tokenizer,
+            manifest,
+        )?;
+        Ok(Outcome::Finished)
+    }
+}

@@ -1,0 +1,177 @@
+//! The next-token loss, in chunks, so that the logits of a whole batch never exist at once.
+//!
+//! Shape suffixes: b rows, t columns, d width, n target tokens of the batch, c target tokens of one
+//! chunk, v vocabulary.
+
+use model::{Input, Model, RecordOptions};
+use tch::{Device, Kind, Reduction, Tensor, no_grad, with_grad};
+
+use crate::error::TrainerError;
+
+/// Targets of a batch: which hidden states predict, and what they should have predicted.
+struct Targets {
+    /// Rows of `hidden_btd` flattened to `[b * t, d]`.
+    places_n: Tensor,
+    ids_n: Tensor,
+}
+
+impl Targets {
+    /// The token in column `c` is predicted by the hidden state in column `c - 1`.
+    fn new(ids_bt: &Tensor, loss_mask_bt: &Tensor) -> Self {
+        no_grad(|| {
+            let ids_n = |index_n: &Tensor| ids_bt.reshape([-1]).index_select(0, index_n);
+            let index_n = without_first_column(loss_mask_bt)
+                .reshape([-1])
+                .nonzero()
+                .squeeze_dim(1);
+            Self {
+                ids_n: ids_n(&index_n),
+                places_n: index_n - 1,
+            }
+        })
+    }
+
+    fn len(&self) -> i64 {
+        self.ids_n.size()[0]
+    }
+}
+
+fn without_first_column(mask_bt: &Tensor) -> Tensor {
+    let mask_bt = mask_bt.copy();
+    let _ = mask_bt.narrow(1, 0, 1).zero_();
+    mask_bt
+}
+
+/// Tokens that a mask makes targets: the true places outside the first column, which nothing predicts.
+/// The sum of these over all micro-batches (and ranks) of an update is the count that its loss is
+/// divided by.
+pub fn num_targets(loss_mask_bt: &Tensor) -> u64 {
+    no_grad(|| {
+        without_first_column(loss_mask_bt)
+            .sum(Kind::Int64)
+            .int64_value(&[])
+    }) as u64
+}
+
+/// Largest size of one chunk's logits in f32, bytes. GPUs need larger matrices to be busy.
+fn chunk_bytes(device: Device) -> usize {
+    if device.is_cuda() {
+        512 << 20
+    } else {
+        64 << 20
+    }
+}
+
+/// Target tokens per chunk.
+fn chunk_length(model: &Model) -> i64 {
+    let row_bytes = model.shape.vocab_size * size_of::<f32>();
+    (chunk_bytes(model.device()) / row_bytes).max(1) as i64
+}
+
+/// `(start, length)` of each chunk.
+fn chunks(num_targets: i64, length: i64) -> impl Iterator<Item = (i64, i64)> {
+    let starts = (0..num_targets).step_by(length as usize);
+    starts.map(move |start| (start, length.min(num_targets - start)))
+}
+
+/// Sum of `-ln p(ids_c)`, a scalar in f32 (f64 for f64 models).
+fn nll_sum(model: &Model, hidden_cd: &Tensor, ids_c: &Tensor) -> Tensor {
+    let logits_cv = model.logits(hidden_cd);
+    let wide = if logits_cv.kind() == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    };
+    let logits_cv = logits_cv.to_kind(wide);
+    logits_cv.cross_entropy_loss::<Tensor>(ids_c, None, Reduction::Sum, -100, 0.0)
+}
+
+/// Sum over target tokens of `-ln p(token | tokens before it)`, in nats, without a gradient: for
+/// evaluation. `hidden_btd` is [`Model::hidden`] of `ids_bt`; `loss_mask_bt` (bool) is true on the
+/// tokens to be predicted, as in [`num_targets`].
+///
+/// # Errors
+/// Where libtorch fails.
+pub fn next_token_loss(
+    model: &Model,
+    hidden_btd: &Tensor,
+    ids_bt: &Tensor,
+    loss_mask_bt: &Tensor,
+) -> Result<f64, TrainerError> {
+    let targets = Targets::new(ids_bt, loss_mask_bt);
+    no_grad(|| {
+        let hidden_nd = flat(hidden_btd);
+        let mut sum = 0.0;
+        for (start, length) in chunks(targets.len(), chunk_length(model)) {
+            let hidden_cd =
+                hidden_nd.f_index_select(0, &targets.places_n.narrow(0, start, length))?;
+            sum += nll_sum(model, &hidden_cd, &targets.ids_n.narrow(0, start, length))
+                .f_double_value(&[])?;
+        }
+        Ok(sum)
+    })
+}
+
+/// Forward and backward pass of one micro-batch on the next-token loss: adds the gradients of
+/// `scale * sum(-ln p)` over the target tokens to the parameters' `.grad`, and returns the unscaled sum
+/// in nats. A batch without targets adds nothing.
+///
+/// `scale` is one over the target tokens of the *whole update* (times a loss coefficient, if any), so
+/// that eight micro-batches of one row give the gradients of one of eight rows. Each chunk of logits is
+/// freed by its own backward pass before the next is made.
+///
+/// # Errors
+/// Where libtorch or the model's backward pass fails.
+pub fn lm_micro_step(
+    model: &Model,
+    input: &Input,
+    loss_mask_bt: &Tensor,
+    scale: f64,
+    options: &RecordOptions,
+) -> Result<f64, TrainerError> {
+    micro_step(
+        model,
+        input,
+        loss_mask_bt,
+        scale,
+        options,
+        chunk_length(model),
+    )
+}
+
+pub(crate) fn micro_step(
+    model: &Model,
+    input: &Input,
+    loss_mask_bt: &Tensor,
+    scale: f64,
+    options: &RecordOptions,
+    chunk_length: i64,
+) -> Result<f64, TrainerError> {
+    let targets = Targets::new(&input.ids_bt, loss_mask_bt);
+    if targets.len() == 0 {
+        return Ok(0.0);
+    }
+    let (hidden_btd, tape) = model.record(input, options);
+    let hidden_nd = flat(&hidden_btd.detach());
+    let mut grad_nd = hidden_nd.zeros_like();
+    let mut sum = 0.0;
+    for (start, length) in chunks(targets.len(), chunk_length) {
+        let places_c = targets.places_n.narrow(0, start, length);
+        let hidden_cd = hidden_nd
+            .f_index_select(0, &places_c)?
+            .set_requires_grad(true);
+        let ids_c = targets.ids_n.narrow(0, start, length);
+        let loss = with_grad(|| nll_sum(model, &hidden_cd, &ids_c));
+        sum += loss.f_double_value(&[])?;
+        with_grad(|| loss * scale).f_backward()?;
+        let _ = grad_nd.f_index_copy_(0, &places_c, &hidden_cd.grad())?;
+    }
+    torch_ext::backward(&[&hidden_btd], &[&grad_nd.view_as(&hidden_btd)])?;
+    tape.backward(model)?;
+    Ok(sum)
+}
+
+fn flat(hidden_btd: &Tensor) -> Tensor {
+    let width = hidden_btd.size()[2];
+    hidden_btd.reshape([-1, width])
+}

@@ -1,0 +1,150 @@
+//! What is measured of a model.
+
+use datasets::Tokenizer;
+use datasets::collate::PromptExample;
+use generation::{Finish, Request, Sample, SamplingOptions};
+use judge::{GoldRule, response_logprobs};
+use model::Model;
+use serde::Serialize;
+use trainer::{LmRow, lm_evaluate};
+
+use crate::{EvalError, text};
+
+/// What every model is evaluated on, and against.
+pub struct Evaluation<'a> {
+    /// The tokenizer of all models.
+    pub tokenizer: &'a Tokenizer,
+    /// Prompts; one sample each.
+    pub prompts: &'a [PromptExample],
+    /// Rows of held-out pretraining text.
+    pub heldout_text: &'a [LmRow],
+    /// Judges fluency: the base model.
+    pub base: &'a Model,
+    /// KL is measured to this one: the SFT model.
+    pub reference: &'a Model,
+    /// The gold rule.
+    pub gold: Option<GoldRule>,
+    /// How replies are sampled.
+    pub options: &'a SamplingOptions,
+}
+
+/// A model's replies.
+pub struct Sampled {
+    samples: Vec<Sample>,
+    /// Their texts, in the order of the prompts.
+    pub texts: Vec<String>,
+}
+
+/// What was measured of a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Replies.
+    pub samples: usize,
+    /// Mean gold score.
+    pub gold: Option<f64>,
+    /// Standard error of that mean.
+    pub gold_se: Option<f64>,
+    /// Mean over replies of the sum of `ln pi - ln pi_ref`, nats.
+    pub kl: f64,
+    /// Share of replies that end themselves.
+    pub eos_rate: f64,
+    /// Mean tokens of a reply.
+    pub length: f64,
+    /// [`text::distinct_2`].
+    pub distinct_2: f64,
+    /// [`text::repeated_trigrams`].
+    pub repeated_trigrams: f64,
+    /// [`text::most_frequent_share`].
+    pub most_frequent_share: f64,
+    /// The base model's perplexity of the replies, given their prompts.
+    pub base_perplexity: f64,
+    /// Share of replies that the base model finds likelier after their own prompt than after the
+    /// next reply's.
+    pub true_prompt_preferred: f64,
+    /// Loss on held-out pretraining text, nats a token.
+    pub pretraining_loss: f64,
+}
+
+/// Samples a reply to each prompt.
+///
+/// # Errors
+/// Where sampling or decoding fails.
+pub fn sample(evaluation: &Evaluation, model: &Model) -> Result<Sampled, EvalError> {
+    let requests: Vec<Request> = evaluation
+        .prompts
+        .iter()
+        .zip(0..)
+        .map(|(prompt, episode)| Request { prompt_ids: prompt.ids.clone(), episode })
+        .collect();
+    let samples = generation::generate(model, &requests, evaluation.options)?;
+    let texts = samples.iter().map(|s| evaluation.tokenizer.decode(&s.output_ids));
+    let texts = texts.collect::<Result<_, _>>()?;
+    Ok(Sampled { samples, texts })
+}
+
+/// Measures a model by its replies.
+///
+/// # Errors
+/// Where a forward pass fails.
+pub fn evaluate(
+    evaluation: &Evaluation,
+    model: &Model,
+    sampled: &Sampled,
+) -> Result<Report, EvalError> {
+    let samples = &sampled.samples;
+    let count = samples.len() as f64;
+    let tokens: usize = samples.iter().map(|s| s.output_ids.len()).sum();
+    let stopped = samples.iter().filter(|s| s.finish == Finish::Stop).count();
+    let gold = evaluation.gold.map(|rule| mean_and_error(&gold_scores(rule, &sampled.texts)));
+    let own: Vec<(&[u32], &[u32])> = pairs(evaluation, samples, 0);
+    let other: Vec<(&[u32], &[u32])> = pairs(evaluation, samples, 1);
+    let sums = |model: &Model, pairs: &[(&[u32], &[u32])]| -> Vec<f64> {
+        let batch = evaluation.options.max_batch;
+        let temperature = evaluation.options.temperature;
+        let rows =
+            response_logprobs(model, pairs, evaluation.tokenizer.pad_id(), temperature, batch);
+        rows.iter().map(|row| row.iter().sum()).collect()
+    };
+    let reference = sums(evaluation.reference, &own);
+    let base_own = sums(evaluation.base, &own);
+    let base_other = sums(evaluation.base, &other);
+    let kl = samples.iter().zip(&reference).map(|(s, r)| s.logprobs.iter().sum::<f64>() - r);
+    let preferred = base_own.iter().zip(&base_other).filter(|(own, other)| own > other).count();
+    let (pad_id, batch) = (evaluation.tokenizer.pad_id(), evaluation.options.max_batch);
+    Ok(Report {
+        samples: samples.len(),
+        gold: gold.map(|(mean, _)| mean),
+        gold_se: gold.map(|(_, error)| error),
+        kl: kl.sum::<f64>() / count,
+        eos_rate: stopped as f64 / count,
+        length: tokens as f64 / count,
+        distinct_2: text::distinct_2(&sampled.texts),
+        repeated_trigrams: text::repeated_trigrams(&sampled.texts),
+        most_frequent_share: text::most_frequent_share(&sampled.texts),
+        base_perplexity: (-base_own.iter().sum::<f64>() / tokens as f64).exp(),
+        true_prompt_preferred: preferred as f64 / count,
+        pretraining_loss: lm_evaluate(model, evaluation.heldout_text, pad_id, batch)?.mean(),
+    })
+}
+
+/// Each reply with its own prompt (`shift` 0) or with that of the reply `shift` places on.
+fn pairs<'a>(
+    evaluation: &'a Evaluation,
+    samples: &'a [Sample],
+    shift: usize,
+) -> Vec<(&'a [u32], &'a [u32])> {
+    let prompts = evaluation.prompts.iter().cycle().skip(shift);
+    let replies = samples.iter().map(|sample| &sample.output_ids[..]);
+    prompts.map(|prompt| &prompt.ids[..]).zip(replies).collect()
+}
+
+fn gold_scores(rule: GoldRule, texts: &[String]) -> Vec<f64> {
+    texts.iter().map(|text| rule.score(text)).collect()
+}
+
+fn mean_and_error(numbers: &[f64]) -> (f64, f64) {
+    let n = numbers.len() as f64;
+    let mean = numbers.iter().sum::<f64>() / n;
+    let variance = numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
+    (mean, (variance / n).sqrt())
+}

@@ -1,0 +1,28 @@
+//! Evaluation of language models on held-out prompts: gold score, KL to a reference, and whether the
+//! text was sacrificed for the score.
+//!
+//! In: models with one tokenizer, prompts, held-out text. Out: a [`Report`] of each model.
+//!
+//! *Architecture invariant*: this crate trains nothing and knows of no stage. Every model is sampled
+//! with the same random numbers.
+//!
+//! Reading order: [`evaluate`] (what is measured), [`text`] (checks of the text itself).
+
+mod evaluate;
+pub mod text;
+
+pub use evaluate::{Evaluation, Report, Sampled, evaluate, sample};
+
+/// Why an evaluation stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum EvalError {
+    /// The tokenizer refused a text.
+    #[error(transparent)]
+    Tokenizer(#[from] datasets::TokenizerError),
+    /// Sampling failed.
+    #[error(transparent)]
+    Generation(#[from] generation::GenerationError),
+    /// A forward pass failed.
+    #[error(transparent)]
+    Trainer(#[from] trainer::TrainerError),
+}

@@ -1,0 +1,130 @@
+//! What is reported of an iteration, and the evaluation on held-out prompts.
+
+use datasets::collate::PromptExample;
+use generation::SamplingOptions;
+use judge::GoldRule;
+use recipe::plan::PpoPlan;
+use runtime::metrics::Metrics;
+use trainer::StageContext;
+
+use crate::PpoError;
+use crate::data::{Models, PretrainText};
+use crate::rollout::{self, Episode};
+
+/// Held-out prompts and text, chosen once.
+pub struct Heldout {
+    /// Prompts, one sample each.
+    pub prompts: Vec<PromptExample>,
+    /// Rows of held-out pretraining text, where PPO-ptx is on.
+    pub text: Vec<Vec<u32>>,
+}
+
+/// Held-out text rows per evaluation.
+const TEXT_ROWS: usize = 64;
+
+impl Heldout {
+    /// The first rows of held-out text, for the pretraining loss.
+    ///
+    /// # Errors
+    /// Where the text cannot be read.
+    pub fn text_rows(text: &PretrainText) -> Result<Vec<Vec<u32>>, PpoError> {
+        text.first(TEXT_ROWS)
+    }
+}
+
+/// Mean of a number over episodes.
+fn mean(episodes: &[Episode], f: impl Fn(&Episode) -> f64) -> f64 {
+    episodes.iter().map(f).sum::<f64>() / episodes.len().max(1) as f64
+}
+
+/// Standard deviation (n - 1) of some numbers.
+fn deviation(numbers: &[f64]) -> f64 {
+    let n = numbers.len() as f64;
+    let mean = numbers.iter().sum::<f64>() / n;
+    (numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt()
+}
+
+/// The objective's parts, as measured on the episodes that were collected for training.
+pub fn objective(episodes: &[Episode], gold: Option<GoldRule>) -> Metrics {
+    let scores: Vec<f64> = episodes.iter().map(|e| e.score).collect();
+    let tokens: f64 = episodes.iter().map(|e| e.response_ids.len() as f64).sum();
+    let surprise: f64 = episodes.iter().flat_map(|e| &e.logprobs).map(|x| -x).sum();
+    let mut metrics = Metrics::from([
+        ("objective/score", mean(episodes, |e| e.score)),
+        ("objective/score_std", deviation(&scores)),
+        ("objective/kl", mean(episodes, Episode::kl)),
+        ("objective/kl_k3", mean(episodes, Episode::kl_k3)),
+        ("objective/entropy", surprise / tokens),
+        ("objective/eos_rate", mean(episodes, |e| f64::from(e.has_eos))),
+        ("objective/length", tokens / episodes.len().max(1) as f64),
+        ("objective/rlhf_reward", mean(episodes, |e| e.rewards.iter().sum())),
+        ("ppo/explained_variance", explained_variance(episodes)),
+    ]);
+    if let Some(rule) = gold {
+        let scores: Vec<f64> = episodes.iter().map(|e| rule.score(&e.response_text)).collect();
+        metrics.insert("objective/gold", scores.iter().sum::<f64>() / scores.len() as f64);
+        metrics.insert("objective/gold_se", deviation(&scores) / (scores.len() as f64).sqrt());
+    }
+    metrics
+}
+
+/// `1 - Var(returns - values) / Var(returns)` over response tokens.
+fn explained_variance(episodes: &[Episode]) -> f64 {
+    let returns: Vec<f64> = episodes.iter().flat_map(|e| e.returns.iter().copied()).collect();
+    let pairs = episodes.iter().flat_map(|e| e.returns.iter().zip(&e.values));
+    let errors: Vec<f64> = pairs.map(|(r, v)| r - v).collect();
+    1.0 - (deviation(&errors) / deviation(&returns).max(1e-12)).powi(2)
+}
+
+/// Samples once per held-out prompt, with the same random numbers at every evaluation.
+///
+/// # Errors
+/// Where sampling or scoring fails.
+pub fn evaluate(
+    ctx: &StageContext,
+    plan: &PpoPlan,
+    models: &Models,
+    heldout: &Heldout,
+) -> Result<Metrics, PpoError> {
+    let options = SamplingOptions { purpose: "ppo evaluation", ..options(ctx, plan, models) };
+    let micro_batch = ctx.plan.execution.micro_batch;
+    let mut episodes = rollout::collect(models, &heldout.prompts, 0, &options)?;
+    rollout::score(models, &mut episodes, plan.no_eos_score, micro_batch)?;
+    rollout::reference_logprobs(models, &mut episodes, plan.sampling.temperature, micro_batch);
+    let measured = objective(&episodes, plan.gold.map(GoldRule::from));
+    let names = [
+        ("objective/score", "heldout/score"),
+        ("objective/gold", "heldout/gold"),
+        ("objective/gold_se", "heldout/gold_se"),
+        ("objective/kl", "heldout/kl"),
+        ("objective/eos_rate", "heldout/eos_rate"),
+        ("objective/length", "heldout/length"),
+    ];
+    let mut metrics: Metrics = names
+        .into_iter()
+        .filter_map(|(from, to)| measured.get(from).map(|value| (to, *value)))
+        .collect();
+    if !heldout.text.is_empty() {
+        let rows: Vec<_> = heldout.text.iter().cloned().map(trainer::LmRow::plain).collect();
+        let loss = trainer::lm_evaluate(&models.policy, &rows, models.tokenizer.pad_id(), micro_batch)?;
+        metrics.insert("loss/heldout", loss.mean());
+    }
+    Ok(metrics)
+}
+
+/// How the policy is sampled for training: at the plan's temperature, from the whole distribution,
+/// so that the log-probabilities are those of what was sampled from.
+pub fn options(ctx: &StageContext, plan: &PpoPlan, models: &Models) -> SamplingOptions {
+    SamplingOptions {
+        max_new_tokens: plan.sampling.max_new_tokens,
+        temperature: plan.sampling.temperature,
+        top_k: None,
+        top_p: None,
+        greedy: false,
+        ignore_eos: false,
+        seed: ctx.seed,
+        purpose: "ppo",
+        eos_ids: vec![models.tokenizer.eos_id()],
+        max_batch: ctx.plan.execution.micro_batch,
+    }
+}

@@ -1,0 +1,230 @@
+//! The loop: collect, score, shape, estimate, update, observe.
+
+use std::time::Instant;
+
+use datasets::Split;
+use judge::GoldRule;
+use recipe::plan::PpoPlan;
+use runtime::metrics::Metrics;
+use serde::{Deserialize, Serialize};
+use trainer::{Ema, Outcome, RestorePart, SnapshotPart, StageContext, Progress, Stepper};
+
+use crate::advantage::masked_moments;
+use crate::data::{Models, PretrainText, Prompts};
+use crate::evaluate::{Heldout, evaluate, objective, options};
+use crate::kl::KlController;
+use crate::record::{RecordContext, write_rollouts};
+use crate::rollout::{self, Episode};
+use crate::update::{Lesson, Report, Steppers, update};
+use crate::PpoError;
+
+/// What a snapshot holds beside tensors.
+#[derive(Debug, Serialize, Deserialize)]
+struct State {
+    iteration: u64,
+    kl: KlController,
+}
+
+struct Ppo<'a> {
+    ctx: &'a StageContext,
+    plan: &'a PpoPlan,
+    models: Models,
+    steppers: Steppers,
+    state: State,
+    prompts: Prompts,
+    text: Option<PretrainText>,
+    heldout: Heldout,
+    log: Progress,
+}
+
+/// Runs PPO from its last snapshot, or from the start.
+///
+/// # Errors
+/// [`PpoError`] says what failed.
+pub fn run(ctx: &StageContext, plan: &PpoPlan) -> Result<Outcome, PpoError> {
+    let mut ppo = Ppo::open(ctx, plan)?;
+    while ppo.state.iteration < plan.iterations {
+        let started = Instant::now();
+        ppo.evaluate_before_training()?;
+        let mut metrics = Metrics::new();
+        let episodes = ppo.collect(&mut metrics)?;
+        let report = ppo.learn(&episodes, &mut metrics)?;
+        ppo.observe(&episodes, &report, &mut metrics)?;
+        ppo.state.iteration += 1;
+        if ppo.is_due(plan.eval_every) {
+            metrics.extend(evaluate(ctx, plan, &ppo.models, &ppo.heldout)?);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        metrics.insert("time/step", seconds);
+        metrics.insert("episodes_per_second", plan.batch as f64 / seconds);
+        ppo.log.step(ppo.state.iteration, &metrics)?;
+        let interrupted = runtime::interrupt::requested();
+        if ppo.is_due(ctx.plan.execution.save_every) || interrupted {
+            ppo.save()?;
+        }
+        if interrupted && ppo.state.iteration < plan.iterations {
+            return Ok(Outcome::Interrupted);
+        }
+    }
+    ppo.finish()
+}
+
+impl<'a> Ppo<'a> {
+    fn open(ctx: &'a StageContext, plan: &'a PpoPlan) -> Result<Self, PpoError> {
+        let models = Models::load(ctx, plan)?;
+        let updates_per_iteration = plan.inner_epochs * plan.batch / plan.minibatch;
+        let updates = plan.iterations * updates_per_iteration as u64;
+        let stepper = |model, optimizer| {
+            Stepper::new(model, optimizer, updates).with_nonfinite_skip(plan.nonfinite_skip)
+        };
+        let policy = stepper(&models.policy, &plan.policy_optimizer);
+        let mut steppers = Steppers {
+            ema: plan.ema.map(|decay| Ema::new(&policy, decay)),
+            value: stepper(&models.value, &plan.value_optimizer),
+            policy,
+        };
+        let state = restore(ctx, &mut steppers)?
+            .unwrap_or_else(|| State { iteration: 0, kl: KlController::new(plan.kl) });
+        let tokenizer = &models.tokenizer;
+        let prompts = Prompts::open(ctx, plan, tokenizer, (Split::Train, plan.batch))?;
+        let text = |split| {
+            let open = |ptx| PretrainText::open(ctx, ptx, tokenizer, split);
+            plan.ptx.as_ref().map(open).transpose()
+        };
+        let heldout_prompts = Prompts::open(ctx, plan, tokenizer, (Split::Heldout, 1))?;
+        let num_heldout = plan.eval_prompts.min(heldout_prompts.len());
+        let heldout_text = text(Split::Heldout)?;
+        let heldout = Heldout {
+            prompts: heldout_prompts.batch(0, num_heldout),
+            text: heldout_text.as_ref().map(Heldout::text_rows).transpose()?.unwrap_or_default(),
+        };
+        let log = Progress::open(&ctx.stage, &ctx.plan.name, plan.iterations)?;
+        Ok(Self { text: text(Split::Train)?, ctx, plan, models, steppers, state, prompts, heldout, log })
+    }
+
+    /// Collects a batch of episodes, scores them, and estimates their advantages.
+    fn collect(&self, metrics: &mut Metrics) -> Result<Vec<Episode>, PpoError> {
+        let (plan, models) = (self.plan, &self.models);
+        let micro_batch = self.ctx.plan.execution.micro_batch;
+        let prompts = self.prompts.batch(self.state.iteration, plan.batch);
+        let first_episode = self.state.iteration * plan.batch as u64;
+        let started = Instant::now();
+        let options = options(self.ctx, plan, models);
+        let mut episodes = rollout::collect(models, &prompts, first_episode, &options)?;
+        metrics.insert("time/sample", started.elapsed().as_secs_f64());
+        let started = Instant::now();
+        rollout::score(models, &mut episodes, plan.no_eos_score, micro_batch)?;
+        rollout::reference_logprobs(models, &mut episodes, plan.sampling.temperature, micro_batch);
+        rollout::values(models, &mut episodes, micro_batch);
+        rollout::estimate(&mut episodes, self.state.kl.coef, plan.gamma, plan.lambda);
+        metrics.insert("time/score", started.elapsed().as_secs_f64());
+        Ok(episodes)
+    }
+
+    /// Writes the rollouts down and updates both models on them.
+    fn learn(&mut self, episodes: &[Episode], metrics: &mut Metrics) -> Result<Report, PpoError> {
+        let started = Instant::now();
+        let mask_br = rollout::response_mask(episodes, (tch::Kind::Double, tch::Device::Cpu));
+        let advantages_br = rollout::response_tensor(episodes, |e| &e.advantages);
+        let whitening = masked_moments(&advantages_br, &mask_br);
+        let context =
+            RecordContext { plan: self.plan, kl_coef: self.state.kl.coef, whitening: &whitening };
+        let iteration = self.state.iteration;
+        write_rollouts(&self.ctx.stage.rollout_path(iteration + 1), episodes, &context)?;
+        let lesson = Lesson {
+            ctx: self.ctx,
+            plan: self.plan,
+            text: self.text.as_ref(),
+            episodes,
+            whitening: &whitening,
+            iteration,
+        };
+        let report = update(&lesson, &self.models, &mut self.steppers)?;
+        metrics.insert("time/update", started.elapsed().as_secs_f64());
+        Ok(report)
+    }
+
+    /// Gathers the metrics, moves the KL coefficient, and stops what went wrong.
+    fn observe(
+        &mut self,
+        episodes: &[Episode],
+        report: &Report,
+        metrics: &mut Metrics,
+    ) -> Result<(), PpoError> {
+        let iteration = self.state.iteration + 1;
+        metrics.extend(objective(episodes, self.plan.gold.map(GoldRule::from)));
+        metrics.extend(report.metrics());
+        metrics.insert("ppo/kl_coef", self.state.kl.coef);
+        let bound = self.plan.max_logprob_gap;
+        if report.gap_max > bound {
+            return Err(PpoError::LogprobGap { iteration, gap: report.gap_max, bound });
+        }
+        let kl_b: Vec<f64> = episodes.iter().map(Episode::kl).collect();
+        let kl = kl_b.iter().sum::<f64>() / kl_b.len() as f64;
+        if self.state.kl.is_negative(&kl_b) {
+            return Err(PpoError::NegativeKl { iteration, kl });
+        }
+        self.state.kl.observe(kl, episodes.len());
+        Ok(())
+    }
+
+    /// The held-out numbers of the untrained policy are the curve's first point, at step 0.
+    fn evaluate_before_training(&mut self) -> Result<(), PpoError> {
+        if self.state.iteration == 0 {
+            let metrics = evaluate(self.ctx, self.plan, &self.models, &self.heldout)?;
+            self.log.step(0, &metrics)?;
+        }
+        Ok(())
+    }
+
+    fn is_due(&self, every: u64) -> bool {
+        self.state.iteration % every == 0 || self.state.iteration == self.plan.iterations
+    }
+
+    fn save(&mut self) -> Result<(), PpoError> {
+        let parts = [
+            SnapshotPart {
+                name: "policy",
+                model: &self.models.policy,
+                stepper: &self.steppers.policy,
+                ema: self.steppers.ema.as_ref(),
+            },
+            SnapshotPart {
+                name: "value",
+                model: &self.models.value,
+                stepper: &self.steppers.value,
+                ema: None,
+            },
+        ];
+        self.ctx.save(self.state.iteration, &parts, &self.models.tokenizer, &self.state, None)?;
+        Ok(())
+    }
+
+    /// `final/` holds the moving average where it is on, and the weights as they are in `final-raw/`.
+    fn finish(self) -> Result<Outcome, PpoError> {
+        let Self { ctx, plan, mut models, steppers, .. } = self;
+        let final_dir = ctx.stage.final_dir();
+        let mut manifest = ctx.manifest("checkpoint", plan.iterations);
+        if let Some(ema) = &steppers.ema {
+            let raw = ctx.manifest("checkpoint", plan.iterations);
+            let raw_dir = final_dir.with_file_name("final-raw");
+            trainer::finish(&raw_dir, &models.policy, &[], &models.tokenizer, raw)?;
+            ema.apply(&mut models.policy);
+        }
+        let weights = if steppers.ema.is_some() { "ema" } else { "raw" };
+        manifest.notes.insert("weights".to_owned(), weights.into());
+        let further = [("value", &models.value)];
+        trainer::finish(&final_dir, &models.policy, &further, &models.tokenizer, manifest)?;
+        Ok(Outcome::Finished)
+    }
+}
+
+/// Brings models and optimizers to the state of the latest snapshot.
+fn restore(ctx: &StageContext, steppers: &mut Steppers) -> Result<Option<State>, PpoError> {
+    let ema = steppers.ema.as_mut();
+    let mut parts = [
+        RestorePart { name: "policy", stepper: &mut steppers.policy, ema },
+        RestorePart { name: "value", stepper: &mut steppers.value, ema: None },
+    ];
+    Ok(ctx.restore(&mut parts)?)
+}

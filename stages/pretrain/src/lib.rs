@@ -1,0 +1,54 @@
+//! Base pretraining: the next-token loss over packed text.
+//!
+//! In: text and a tokenizer. Out: `final/`, a causal language model as a Hugging Face folder, and the
+//! loss per token and per byte on held-out text.
+//!
+//! *Architecture invariant*: this crate knows of no other stage. The rows of an update are a function
+//! of (seed, step), so a run that was killed goes on as if it had not been.
+//!
+//! Reading order: [`run`] (the loop), `data` (rows of the token stream).
+
+mod data;
+mod run;
+
+pub use run::run;
+
+/// Why pretraining stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum PretrainError {
+    /// The shared machinery of a stage failed.
+    #[error(transparent)]
+    Trainer(#[from] trainer::TrainerError),
+    /// Text could not be read.
+    #[error(transparent)]
+    Data(#[from] datasets::DataError),
+    /// The text fills no update, or no evaluation.
+    #[error(
+        "the {split} text in {path} fills {rows} rows of {context} tokens, at least {needed} are \
+         needed\n  hint: bring more text, or lower `batch` or `context`",
+        path = path.display()
+    )]
+    TooLittleText {
+        /// `train` or `held-out`.
+        split: &'static str,
+        /// Where it was read.
+        path: std::path::PathBuf,
+        /// Rows it fills.
+        rows: usize,
+        /// Tokens per row.
+        context: usize,
+        /// Rows needed.
+        needed: usize,
+    },
+    /// The tokenizer makes ids that the model has no embedding for.
+    #[error(
+        "the tokenizer has {tokens} tokens, the model only {vocab_size}\n  hint: set the model's \
+         `vocab_size` to at least {tokens}"
+    )]
+    Vocabulary {
+        /// Tokens of the tokenizer.
+        tokens: usize,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+}

@@ -1,0 +1,54 @@
+//! The loop.
+
+use model::{Head, Model};
+use recipe::plan::PretrainPlan;
+use runtime::metrics::Metrics;
+use trainer::{LmOptions, Outcome, Session, StageContext, lm_backward, lm_evaluate};
+
+use crate::PretrainError;
+use crate::data::Data;
+
+/// Trains a base model from its last snapshot, or from random weights.
+///
+/// # Errors
+/// [`PretrainError`] says what failed.
+pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainError> {
+    let tokenizer = ctx.load_tokenizer(&plan.tokenizer)?;
+    let (tokens, vocab_size) = (tokenizer.vocab_size(), plan.model.vocab_size);
+    if tokens > vocab_size {
+        return Err(PretrainError::Vocabulary { tokens, vocab_size });
+    }
+    let data = Data::open(ctx, plan, &tokenizer)?;
+    let model = Model::init(&plan.model, Head::Token, ctx.seed, ctx.device, ctx.kind);
+    let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
+    let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_rows())?;
+    while session.is_running() {
+        let batch = data.batch(session.step, plan.train.batch)?;
+        let options = options.with_dropout(plan.train.dropout, ctx.seed, session.step);
+        let loss = lm_backward(&session.model, &mut session.stepper, &batch, &options)?;
+        let mut metrics = Metrics::from([("loss/train", loss.mean())]);
+        session.update(&batch, &mut metrics)?;
+        if session.evaluation_is_due() {
+            evaluate(&session, &data, &options, &mut metrics)?;
+        }
+        session.end_step(metrics, (batch.len() * plan.context) as f64)?;
+    }
+    if session.was_interrupted() {
+        return Ok(Outcome::Interrupted);
+    }
+    let last = session.step;
+    Ok(session.finish(last)?)
+}
+
+fn evaluate(
+    session: &Session,
+    data: &Data,
+    options: &LmOptions,
+    metrics: &mut Metrics,
+) -> Result<(), PretrainError> {
+    let loss = lm_evaluate(&session.model, &data.heldout, options.pad_id, options.micro_batch)?;
+    metrics.insert("loss/heldout", loss.mean());
+    let bits_per_token = loss.mean() / std::f64::consts::LN_2;
+    metrics.insert("loss/heldout_bits_per_byte", bits_per_token / data.bytes_per_token);
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! Loss, accuracy and calibration on held-out prompts.
+
+use datasets::collate::ComparisonExample;
+use model::Model;
+use runtime::metrics::Metrics;
+use tch::{Tensor, no_grad};
+
+use crate::loss::{PairIndex, accuracy, expected_calibration_error, kwise_loss, margins};
+use crate::run::last_token_scores;
+
+/// Scores all held-out prompts; reports under `loss/heldout`, `accuracy/heldout`, `calibration/ece`.
+pub(crate) fn evaluate(
+    model: &Model,
+    examples: &[ComparisonExample],
+    pad_id: u32,
+    micro_batch: usize,
+    metrics: &mut Metrics,
+) -> f64 {
+    let (mut loss, mut all_margins) = (0.0, Vec::new());
+    let examples: Vec<&ComparisonExample> = examples.iter().collect();
+    for micro in examples.chunks(micro_batch) {
+        let pairs = PairIndex::new(micro.iter().map(|e| (e.responses.len(), &e.pairs[..])));
+        no_grad(|| {
+            let scores_n = last_token_scores(model, micro, pad_id, |input| model.hidden(input));
+            loss += kwise_loss(&scores_n, &pairs).double_value(&[]);
+            all_margins.extend(to_vec(&margins(&scores_n, &pairs)));
+        });
+    }
+    loss /= examples.len() as f64;
+    metrics.insert("loss/heldout", loss);
+    metrics.insert("accuracy/heldout", accuracy(&all_margins));
+    metrics.insert("calibration/ece", expected_calibration_error(&all_margins));
+    loss
+}
+
+/// The numbers of a one-dimensional tensor.
+pub(crate) fn to_vec(x_n: &Tensor) -> Vec<f64> {
+    let x_n = x_n.detach().to_kind(tch::Kind::Double).to_device(tch::Device::Cpu);
+    Vec::try_from(x_n).unwrap_or_default()
+}

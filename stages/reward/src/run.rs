@@ -1,0 +1,126 @@
+//! The loop.
+//!
+//! Shapes: `n` responses of a micro-batch, all prompts' one after another; `t` columns, `d` width.
+
+use datasets::collate::{ComparisonExample, Side, pad};
+use judge::RewardJudge;
+use model::{Input, Model, RecordOptions};
+use recipe::plan::RewardPlan;
+use runtime::metrics::Metrics;
+use runtime::seeds;
+use tch::Tensor;
+use trainer::{Outcome, Session, StageContext};
+
+use crate::RewardError;
+use crate::data::Data;
+use crate::evaluate::{evaluate, to_vec};
+use crate::loss::{PairIndex, accuracy, kwise_loss, margins};
+
+/// Trains a reward model from its last snapshot, or from the language model's trunk.
+///
+/// # Errors
+/// [`RewardError`] says what failed.
+pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError> {
+    let tokenizer = ctx.load_tokenizer(&plan.model)?;
+    let data = Data::open(ctx, plan, &tokenizer)?;
+    let model = ctx.load_model(&plan.model)?.to_scalar(ctx.seed);
+    let (pad_id, micro_batch) = (tokenizer.pad_id(), ctx.plan.execution.micro_batch);
+    let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_prompts())?;
+    while session.is_running() {
+        let batch = data.batch(session.step, plan.train.batch);
+        let mut metrics = Metrics::new();
+        backward(&mut session, plan, &batch, &mut metrics)?;
+        let ids: Vec<&str> = batch.iter().map(|example| &example.id[..]).collect();
+        session.update(&ids, &mut metrics)?;
+        if session.evaluation_is_due() {
+            let heldout = &data.heldout;
+            let loss = evaluate(&session.model, heldout, pad_id, micro_batch, &mut metrics);
+            session.select(loss)?;
+        }
+        let tokens: usize = batch.iter().flat_map(|e| &e.responses).map(Vec::len).sum();
+        session.end_step(metrics, tokens as f64)?;
+    }
+    if session.was_interrupted() {
+        return Ok(Outcome::Interrupted);
+    }
+    let selected = session.restore_best()?;
+    let rows = data.zero_rows(ctx, plan, &session.tokenizer)?;
+    normalise(&mut session.model, &rows, pad_id, micro_batch)?;
+    Ok(session.finish(selected)?)
+}
+
+/// Adds the gradients of the batch's mean loss, and reports loss, accuracy and scores.
+fn backward(
+    session: &mut Session,
+    plan: &RewardPlan,
+    batch: &[&ComparisonExample],
+    metrics: &mut Metrics,
+) -> Result<(), RewardError> {
+    let pad_id = session.tokenizer.pad_id();
+    let (mut loss_sum, mut all_margins, mut scores) = (0.0, Vec::new(), Vec::new());
+    for (index, micro) in batch.chunks(session.ctx.plan.execution.micro_batch).enumerate() {
+        let options = RecordOptions {
+            checkpointing: session.ctx.plan.execution.checkpointing,
+            dropout: plan.train.dropout,
+            dropout_key: seeds::key(session.ctx.seed, "dropout", session.step, index as u64),
+        };
+        let pairs = PairIndex::new(micro.iter().map(|e| (e.responses.len(), &e.pairs[..])));
+        let mut tape = None;
+        let scores_n = last_token_scores(&session.model, micro, pad_id, |input| {
+            let (hidden_ntd, recorded) = session.model.record(input, &options);
+            tape = Some(recorded);
+            hidden_ntd
+        });
+        let loss = kwise_loss(&scores_n, &pairs);
+        (&loss / batch.len() as f64).backward();
+        if let Some(tape) = tape {
+            tape.backward(&session.model)?;
+        }
+        session.stepper.accumulate();
+        loss_sum += loss.double_value(&[]);
+        all_margins.extend(to_vec(&margins(&scores_n.detach(), &pairs)));
+        scores.extend(to_vec(&scores_n));
+    }
+    let loss = loss_sum / batch.len() as f64;
+    session.stepper.observe_loss(loss);
+    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
+    let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / scores.len() as f64;
+    metrics.insert("loss/train", loss);
+    metrics.insert("accuracy/train", accuracy(&all_margins));
+    metrics.insert("reward/mean", mean);
+    metrics.insert("reward/std", variance.sqrt());
+    metrics.insert("reward/margin", all_margins.iter().sum::<f64>() / all_margins.len() as f64);
+    Ok(())
+}
+
+/// The scores of all responses of some prompts, read at each response's last token.
+pub(crate) fn last_token_scores(
+    model: &Model,
+    examples: &[&ComparisonExample],
+    pad_id: u32,
+    hidden: impl FnOnce(&Input) -> Tensor,
+) -> Tensor {
+    let rows: Vec<&[u32]> =
+        examples.iter().flat_map(|e| e.responses.iter().map(Vec::as_slice)).collect();
+    let padded = pad(&rows, Side::Right, pad_id, None);
+    let last: Vec<i64> = rows.iter().map(|row| row.len() as i64 - 1).collect();
+    let hidden_ntd = hidden(&Input::from_padded(&padded, model.device()));
+    let rows_n = Tensor::arange(rows.len() as i64, (tch::Kind::Int64, model.device()));
+    let last_n = Tensor::from_slice(&last).to_device(model.device());
+    let scores_n = model.scalar(&hidden_ntd.index(&[Some(rows_n), Some(last_n)]));
+    if scores_n.kind() == tch::Kind::BFloat16 { scores_n.to_kind(tch::Kind::Float) } else { scores_n }
+}
+
+/// Shifts the reward so that `rows` score 0 on average (Ouyang et al. 2022, C.2).
+fn normalise(
+    model: &mut Model,
+    rows: &[Vec<u32>],
+    pad_id: u32,
+    micro_batch: usize,
+) -> Result<(), RewardError> {
+    let judge = RewardJudge::new(model.deep_copy())?;
+    let scores = judge.score(rows, pad_id, micro_batch)?;
+    model.reward_shift = -scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+    tracing::info!(shift = model.reward_shift, demonstrations = rows.len(), "normalised");
+    Ok(())
+}

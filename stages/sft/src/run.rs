@@ -1,0 +1,40 @@
+//! The loop.
+
+use recipe::plan::SftPlan;
+use runtime::metrics::Metrics;
+use trainer::{LmOptions, Outcome, Session, StageContext, lm_backward, lm_evaluate};
+
+use crate::SftError;
+use crate::data::Data;
+
+/// Fine-tunes from its last snapshot, or from the base model.
+///
+/// # Errors
+/// [`SftError`] says what failed.
+pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
+    let tokenizer = ctx.load_tokenizer(&plan.model)?;
+    let data = Data::open(ctx, plan, &tokenizer)?;
+    let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
+    let model = ctx.load_model(&plan.model)?;
+    let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_examples())?;
+    while session.is_running() {
+        let batch = data.batch(session.step, plan.train.batch);
+        let options = options.with_dropout(plan.train.dropout, ctx.seed, session.step);
+        let loss = lm_backward(&session.model, &mut session.stepper, &batch, &options)?;
+        let mut metrics = Metrics::from([("loss/train", loss.mean())]);
+        session.update(&batch, &mut metrics)?;
+        if session.evaluation_is_due() {
+            let (pad_id, micro_batch) = (options.pad_id, options.micro_batch);
+            let heldout = lm_evaluate(&session.model, &data.heldout, pad_id, micro_batch)?;
+            metrics.insert("loss/heldout", heldout.mean());
+            session.select(heldout.mean())?;
+        }
+        let tokens: usize = batch.iter().map(|row| row.ids.len()).sum();
+        session.end_step(metrics, tokens as f64)?;
+    }
+    if session.was_interrupted() {
+        return Ok(Outcome::Interrupted);
+    }
+    let selected = session.restore_best()?;
+    Ok(session.finish(selected)?)
+}

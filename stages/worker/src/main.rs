@@ -1,0 +1,92 @@
+//! `rlhf-worker`: the one executable that links libtorch. `rlhf` starts it, for one stage or one
+//! request, and reads its events; nobody types its commands.
+//!
+//! In: a run folder and a stage's name, or a request as JSON. Out: events as JSON lines on standard
+//! output, logs on standard error.
+//!
+//! *Architecture invariant*: it decides nothing about a pipeline (what is done, what comes next); it
+//! ends when its front does.
+//!
+//! Reading order: this file, `stage`, then a file per request.
+
+mod chat;
+mod compute;
+mod control;
+mod evaluate;
+mod generate;
+mod gpu_check;
+mod probe;
+mod rows;
+mod score;
+mod stage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use runtime::events::{Event, emit};
+
+/// Started by `rlhf`; use that instead.
+#[derive(Debug, Parser)]
+#[command(name = "rlhf-worker", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one stage of the plan in a run folder.
+    Stage {
+        #[arg(long)]
+        run_dir: PathBuf,
+        #[arg(long)]
+        stage: String,
+        #[arg(long, default_value = "auto")]
+        device: String,
+    },
+    /// Sample.
+    Generate { request: String },
+    /// Log-probabilities or rewards.
+    Score { request: String },
+    /// Answer the lines that arrive on standard input.
+    Chat { request: String },
+    /// Compare a pipeline's checkpoints on held-out prompts.
+    Eval { request: String },
+    /// Say what libtorch and devices there are.
+    Probe,
+    /// Train and sample a 1.3B model in bf16 on the GPU.
+    GpuCheck,
+}
+
+fn main() -> ExitCode {
+    runtime::logging::init(None, false);
+    match run(&Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            emit(&Event::Failed { error: format!("{error:#}") });
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    runtime::interrupt::install().context("cannot listen for signals")?;
+    let lines = control::listen();
+    match command {
+        Command::Stage { run_dir, stage, device } => return stage::run(run_dir, stage, device),
+        Command::Generate { request } => generate::run(&parse(request)?)?,
+        Command::Score { request } => score::run(&parse(request)?)?,
+        Command::Chat { request } => chat::run(&parse(request)?, &lines)?,
+        Command::Eval { request } => evaluate::run(&parse(request)?)?,
+        Command::Probe => probe::run()?,
+        Command::GpuCheck => gpu_check::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(request: &str) -> anyhow::Result<T> {
+    serde_json::from_str(request).context("rlhf and rlhf-worker are of different versions")
+}

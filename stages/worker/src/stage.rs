@@ -1,0 +1,35 @@
+//! One stage of a run.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use recipe::plan::{Plan, Task};
+use runtime::events::{Event, emit};
+use runtime::run_folder::RunFolder;
+use trainer::{Outcome, StageContext};
+
+/// Runs `name` from its last snapshot, or from the start.
+pub fn run(run_dir: &Path, name: &str, device: &str) -> Result<ExitCode> {
+    let run = RunFolder::open_or_create(run_dir)?;
+    let text = std::fs::read_to_string(run.plan_path())
+        .with_context(|| format!("{}", run.plan_path().display()))?;
+    let plan = Plan::from_toml(&text)?;
+    let Some(stage) = plan.stage(name) else {
+        bail!("{} has no stage `{name}`", run.plan_path().display());
+    };
+    let device = crate::compute::device(device)?;
+    tracing::info!(stage = name, ?device, threads = tch::get_num_threads(), "started");
+    let ctx = StageContext::new(run, stage.clone(), plan.seed, device)?;
+    let outcome = match &ctx.plan.task {
+        Task::Pretrain(task) => pretrain::run(&ctx, task)?,
+        Task::Sft(task) => sft::run(&ctx, task)?,
+        Task::Label(task) => label::run(&ctx, task)?,
+        Task::Reward(task) => reward::run(&ctx, task)?,
+        Task::Ppo(task) => ppo::run(&ctx, task)?,
+        Task::Import(_) | Task::Tokenizer(_) => bail!("stage `{name}` needs no worker"),
+    };
+    let interrupted = outcome == Outcome::Interrupted;
+    emit(&Event::Finished { stage: name.to_owned(), interrupted });
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,17 @@
+//! Tests across crates: what the two programs do together, as a user sees it.
+//!
+//! They run `rlhf` as a process, which starts the `rlhf-worker` beside it: `make test` builds both.
+//! One uninterrupted run of `experiments/tiny` is shared by all tests that need a finished pipeline.
+//!
+//! Reading order: `support`, then any of the others.
+
+mod bad_data;
+mod bad_input;
+mod cli;
+mod damage;
+mod documents;
+mod process;
+mod resume;
+mod rollouts;
+mod rules;
+mod support;
