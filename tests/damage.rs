@@ -41,7 +41,11 @@ labeler = {{ kind = "gold", rule = "vader" }}
 
 fn write_prompts(folder: &Path, long: &str) -> Outcome {
     let row = |i: usize| {
-        let content = if i == 77 { long } else { "hello there" };
+        let content = if i == 77 {
+            long.to_owned()
+        } else {
+            format!("hello {i}")
+        };
         json!({"id": format!("p{i}"), "messages": [{"role": "user", "content": content}]})
     };
     let lines: Vec<String> = (0..200).map(|i| row(i).to_string()).collect();
@@ -188,7 +192,7 @@ optimizer = {{ lr = 1e-4 }}
     Tokenizer::train(words, vocab_size)?.save(&reward)?;
     let config = config("other.toml")?;
     let said = plan(&config)?.ended(2);
-    let place = format!("{}:11:", config.display());
+    let place = format!("{}:12:", config.display());
     said.names(&[&place, "stages.ppo.reward[0].model", "tokenizer", "hint: "]);
     let run = folder.path().join("run");
     say(&mut rlhf_run(&config, &run))?

@@ -197,13 +197,12 @@ fn a_stop_saves_a_snapshot_and_the_same_command_goes_on() -> Outcome {
     let ppo = run.join("ppo");
     let mut command = rlhf_run(&tiny(), &run);
     let front = Front::start(command.args(["--restart", "ppo"]), folder.path())?;
+    let old = run.join("ppo.old-1");
+    wait_until("--restart to move the old folder", || Ok(old.exists()))?;
+    assert!(old.join("final/model.safetensors").exists());
     wait_until("two iterations", || {
         Ok(num_lines(&ppo.join("metrics.jsonl")) >= 3)
     })?;
-    assert!(
-        run.join("ppo.old-1/final/model.safetensors").exists(),
-        "--restart keeps the old one"
-    );
 
     let holder = format!("process {}", front.pid());
     let started = Instant::now();

@@ -14,14 +14,9 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use runtime::metrics::read_metrics;
 use serde_json::{Value, json};
 
-use crate::support::{Outcome, finished_run, rlhf, say, scratch};
+use crate::support::{Outcome, finished_run, rlhf, say, scratch, tiny_number};
 
 const TOLERANCE: f64 = 1e-5;
-
-/// What `experiments/tiny/pipeline.toml` says.
-const EPISODES: usize = 32;
-const ITERATIONS: usize = 12;
-const MAX_NEW_TOKENS: usize = 16;
 
 /// A rollout file.
 struct Rollouts {
@@ -107,7 +102,7 @@ fn path_of(iteration: usize) -> PathBuf {
 }
 
 fn all() -> Outcome<Vec<Rollouts>> {
-    (1..=ITERATIONS)
+    (1..=tiny_number("ppo", "iterations")?)
         .map(|iteration| Rollouts::read(&path_of(iteration)))
         .collect()
 }
@@ -135,7 +130,7 @@ fn rewards_advantages_and_returns_are_recomputed_from_the_file() -> Outcome {
         let (scores, index) = (rollouts.numbers("score"), rollouts.score_index());
         let (values, rewards) = (rollouts.lists("values"), rollouts.lists("rewards"));
         let (advantages, returns) = (rollouts.lists("advantages"), rollouts.lists("returns"));
-        for b in 0..EPISODES {
+        for b in 0..logprobs.len() {
             let num_tokens = logprobs[b].len();
             let reward = |t: usize| {
                 let penalty = -beta * (logprobs[b][t] - references[b][t]);
@@ -169,7 +164,7 @@ fn rewards_advantages_and_returns_are_recomputed_from_the_file() -> Outcome {
 
 #[test]
 fn lists_have_the_responses_length_and_the_score_stands_at_its_end() -> Outcome {
-    let eos = eos_id()?;
+    let (eos, max_new_tokens) = (eos_id()?, tiny_number("ppo", "max_new_tokens")?);
     let mut endings = BTreeSet::new();
     for rollouts in all()? {
         let responses = rollouts.ids("response_ids");
@@ -201,7 +196,7 @@ fn lists_have_the_responses_length_and_the_score_stands_at_its_end() -> Outcome 
             assert!(!ids[..index].contains(&eos), "nothing comes behind EOS");
             assert_eq!(*reason == "stop", ids[index] == eos);
             assert!(
-                *reason == "stop" || ids.len() == MAX_NEW_TOKENS,
+                *reason == "stop" || ids.len() == max_new_tokens,
                 "{reason}: {}",
                 ids.len()
             );
@@ -235,16 +230,17 @@ fn the_score_is_the_shifted_reward_or_the_eos_rules() -> Outcome {
 #[test]
 fn episodes_are_numbered_and_their_means_are_the_metrics() -> Outcome {
     let metrics = read_metrics(&finished_run().join("ppo/metrics.jsonl"))?;
+    let num_episodes = tiny_number("ppo", "batch")?;
     for (i, rollouts) in all()?.iter().enumerate() {
         let episodes = rollouts
             .column("episode")
             .as_primitive::<UInt64Type>()
             .values()
             .to_vec();
-        let first = (i * EPISODES) as u64;
+        let first = (i * num_episodes) as u64;
         assert_eq!(
             episodes,
-            (first..first + EPISODES as u64).collect::<Vec<_>>()
+            (first..first + num_episodes as u64).collect::<Vec<_>>()
         );
         let row = metrics
             .iter()
@@ -256,7 +252,7 @@ fn episodes_are_numbered_and_their_means_are_the_metrics() -> Outcome {
             rollouts.lists("reference_logprobs"),
         );
         let sum = |rows: &[Vec<f64>]| rows.concat().iter().sum::<f64>();
-        let kl = (sum(&logprobs) - sum(&references)) / EPISODES as f64;
+        let kl = (sum(&logprobs) - sum(&references)) / num_episodes as f64;
         let lengths: Vec<f64> = logprobs.iter().map(|row| row.len() as f64).collect();
         for (name, expected) in [
             ("objective/kl", kl),
@@ -275,7 +271,7 @@ fn episodes_are_numbered_and_their_means_are_the_metrics() -> Outcome {
 fn the_files_numbers_are_those_of_the_checkpoints() -> Outcome {
     let folder = scratch()?;
     let first = Rollouts::read(&path_of(1))?;
-    let last = Rollouts::read(&path_of(ITERATIONS))?;
+    let last = Rollouts::read(&path_of(tiny_number("ppo", "iterations")?))?;
     let mut rows = String::new();
     for rollouts in [&first, &last] {
         let (prompts, responses) = (rollouts.ids("prompt_ids"), rollouts.ids("response_ids"));

@@ -25,6 +25,15 @@ pub fn tiny() -> PathBuf {
     repository().join("experiments/tiny/pipeline.toml")
 }
 
+/// A number in a stage of the tests' pipeline.
+pub fn tiny_number(stage: &str, key: &str) -> Outcome<usize> {
+    let table: toml::Table = fs::read_to_string(tiny())?.parse()?;
+    let number = table["stages"][stage][key].as_integer();
+    Ok(usize::try_from(
+        number.ok_or(format!("{stage}.{key} is no number"))?,
+    )?)
+}
+
 /// A folder of a test's own, on the disk of the build.
 pub fn scratch() -> Outcome<TempDir> {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -32,9 +41,11 @@ pub fn scratch() -> Outcome<TempDir> {
     Ok(tempfile::tempdir_in(root)?)
 }
 
-/// `rlhf`, in the root of the repository.
+/// `rlhf`, in the root of the repository. One thread: the models are small, and tests that run side
+/// by side with threads that wait for each other take ten times as long.
 pub fn rlhf() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rlhf"));
+    command.env("OMP_NUM_THREADS", "1");
     command.current_dir(repository()).stdin(Stdio::null());
     command
 }
@@ -93,7 +104,8 @@ impl Said {
     }
 }
 
-/// The run folder of a whole uninterrupted run of the tiny pipeline. Nobody changes it.
+/// The run folder of a whole uninterrupted run of the tiny pipeline, with all its snapshots. Nobody
+/// changes it.
 pub fn finished_run() -> &'static Path {
     static RUN: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     match RUN.get_or_init(|| make_finished_run().map_err(|error| error.to_string())) {
@@ -111,7 +123,11 @@ fn make_finished_run() -> Outcome<PathBuf> {
     if root.exists() {
         fs::remove_dir_all(&root)?;
     }
-    let said = say(&mut rlhf_run(&tiny(), &root))?;
+    let mut command = rlhf_run(&tiny(), &root);
+    for stage in TRAINED {
+        command.arg("--set").arg(format!("stages.{stage}.keep=99"));
+    }
+    let said = say(&mut command)?;
     if said.code == Some(0) {
         Ok(root)
     } else {

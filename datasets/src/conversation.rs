@@ -77,9 +77,16 @@ impl Conversation {
     pub fn prompts(&self, prompt_turns: usize) -> Vec<Prompt> {
         let prompt = |turn: usize| {
             let side = 1 - turn % 2;
-            let mut before = self.messages(side);
-            before.truncate(turn - side);
-            let messages = before.split_off(before.len().saturating_sub(prompt_turns));
+            let first = turn.saturating_sub(prompt_turns).max(side);
+            let role = |t: usize| {
+                if (t - side).is_multiple_of(2) {
+                    "user"
+                } else {
+                    "assistant"
+                }
+            };
+            let message = |t: usize| Message::new(role(t), &self.turns[t]);
+            let messages = (first..turn).map(message).collect();
             Prompt {
                 id: format!("{}/{side}/{turn}", self.id),
                 messages,

@@ -15,12 +15,6 @@ pub struct Dialogue {
     pub loss: Vec<bool>,
 }
 
-/// A rendered dialogue and the tokens of each assistant turn, EOS included.
-pub(crate) struct Turns {
-    pub ids: Vec<u32>,
-    pub spans: Vec<Range<usize>>,
-}
-
 impl Tokenizer {
     /// Encodes a dialogue; the assistant's tokens and the EOS that ends each of its turns carry
     /// loss, everything else does not.
@@ -28,15 +22,24 @@ impl Tokenizer {
     /// # Errors
     /// A template that refuses the dialogue, is not prefix-stable, or ends no turn with EOS.
     pub fn encode_dialogue(&self, messages: &[Message]) -> Result<Dialogue, TokenizerError> {
-        let turns = self.encode_turns(messages)?;
-        let mut loss = vec![false; turns.ids.len()];
-        for span in turns.spans {
+        let text = self.render(messages, false)?;
+        let encoded = self.encode_with_offsets(&text)?;
+        self.dialogue_of(messages, &text, encoded)
+    }
+
+    /// [`Tokenizer::encode_dialogue`] of messages whose `text` is rendered and encoded already.
+    pub(crate) fn dialogue_of(
+        &self,
+        messages: &[Message],
+        text: &str,
+        encoded: WithOffsets,
+    ) -> Result<Dialogue, TokenizerError> {
+        let (ids, spans) = self.turns_of(messages, text, encoded)?;
+        let mut loss = vec![false; ids.len()];
+        for span in spans {
             loss[span].fill(true);
         }
-        Ok(Dialogue {
-            ids: turns.ids,
-            loss,
-        })
+        Ok(Dialogue { ids, loss })
     }
 
     /// The tokens that the assistant would have sampled to say `content` after `prompt`, EOS
@@ -51,22 +54,29 @@ impl Tokenizer {
     ) -> Result<Vec<u32>, TokenizerError> {
         let mut messages = prompt.to_vec();
         messages.push(Message::new("assistant", content));
-        let turns = self.encode_turns(&messages)?;
-        let last = turns.spans.last().cloned().unwrap_or_default();
-        Ok(turns.ids[last].to_vec())
+        let text = self.render(&messages, false)?;
+        let encoded = self.encode_with_offsets(&text)?;
+        let (ids, spans) = self.turns_of(&messages, &text, encoded)?;
+        let last = spans.last().cloned().unwrap_or_default();
+        Ok(ids[last].to_vec())
     }
 
-    pub(crate) fn encode_turns(&self, messages: &[Message]) -> Result<Turns, TokenizerError> {
-        let text = self.render(messages, false)?;
+    /// Token ids, and the tokens of each assistant turn, EOS included.
+    fn turns_of(
+        &self,
+        messages: &[Message],
+        text: &str,
+        encoded: WithOffsets,
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>), TokenizerError> {
         let assistant = messages
             .iter()
             .enumerate()
             .filter(|(_, m)| m.is_assistant());
         let turns: Vec<(usize, Range<usize>)> = assistant
-            .map(|(k, _)| Ok((k, self.turn_bytes(messages, k, &text)?)))
+            .map(|(k, _)| Ok((k, self.turn_bytes(messages, k, text)?)))
             .collect::<Result<_, TokenizerError>>()?;
         let cuts: Vec<usize> = turns.iter().map(|(_, bytes)| bytes.start).collect();
-        let (ids, offsets) = self.encode_with_cuts(&text, &cuts)?;
+        let (ids, offsets) = self.with_cuts(text, &cuts, encoded)?;
         let mut spans = Vec::with_capacity(turns.len());
         for (k, bytes) in turns {
             let start = offsets.partition_point(|&(from, _)| from < bytes.start);
@@ -79,7 +89,7 @@ impl Tokenizer {
             })?;
             spans.push(start..start + eos + 1);
         }
-        Ok(Turns { ids, spans })
+        Ok((ids, spans))
     }
 
     /// Where assistant message `k` stands in the rendered `text`, by rendering what is before it
@@ -100,18 +110,24 @@ impl Tokenizer {
         Ok(before.len()..through.len())
     }
 
-    /// Encodes `text` such that no token spans a cut: what lies before a cut is what a sampler has
-    /// been given, so its tokens must not depend on what follows. Offsets are in bytes of `text`.
-    fn encode_with_cuts(&self, text: &str, cuts: &[usize]) -> Result<WithOffsets, TokenizerError> {
-        let (ids, offsets) = self.encode_with_offsets(text)?;
-        let spans = |cut: usize| offsets.iter().any(|&(from, to)| from < cut && cut < to);
+    /// The encoding of `text`, changed such that no token spans a cut: what lies before a cut is
+    /// what a sampler has been given, so its tokens must not depend on what follows.
+    fn with_cuts(
+        &self,
+        text: &str,
+        cuts: &[usize],
+        encoded: WithOffsets,
+    ) -> Result<WithOffsets, TokenizerError> {
+        let spans = |cut: usize| encoded.1.iter().any(|&(from, to)| from < cut && cut < to);
         let Some(&cut) = cuts.iter().find(|&&cut| spans(cut)) else {
-            return Ok((ids, offsets));
+            return Ok(encoded);
         };
         let (mut ids, mut offsets) = self.encode_with_offsets(&text[..cut])?;
+        let rest = &text[cut..];
         let later: Vec<usize> = cuts.iter().filter(|&&c| c > cut).map(|c| c - cut).collect();
-        let (rest, rest_offsets) = self.encode_with_cuts(&text[cut..], &later)?;
-        ids.extend(rest);
+        let (rest_ids, rest_offsets) =
+            self.with_cuts(rest, &later, self.encode_with_offsets(rest)?)?;
+        ids.extend(rest_ids);
         offsets.extend(
             rest_offsets
                 .into_iter()

@@ -178,12 +178,12 @@ fn sft_example(
         source,
     };
     // Finding the turns renders every prefix, so a long dialogue is measured first.
-    let rendered = tokenizer.render(&row.messages, false);
-    let measured = rendered.and_then(|text| tokenizer.encode(&text));
-    let mut tokens = measured.map_err(in_example)?.len();
+    let text = tokenizer.render(&row.messages, false).map_err(in_example)?;
+    let encoded = tokenizer.encode_with_offsets(&text).map_err(in_example)?;
+    let mut tokens = encoded.0.len();
     if tokens <= limit.tokens {
         let dialogue = tokenizer
-            .encode_dialogue(&row.messages)
+            .dialogue_of(&row.messages, &text, encoded)
             .map_err(in_example)?;
         tokens = dialogue.ids.len();
         if tokens <= limit.tokens {
@@ -266,7 +266,7 @@ fn comparison_example(
         return refused;
     }
     let room = limit.tokens.saturating_sub(longest);
-    match fit_prompt(tokenizer, &row.prompt, room).map_err(in_example)? {
+    match fit_prompt(tokenizer, &row.prompt, prompt.len(), room).map_err(in_example)? {
         Some(short) => Ok(Outcome::Truncated(example(&short.ids))),
         None => Ok(Outcome::Dropped),
     }
@@ -306,13 +306,14 @@ fn prompt_example(
         ids,
         messages,
     };
-    if ids.len() <= limit.tokens {
+    let tokens = ids.len();
+    if tokens <= limit.tokens {
         return Ok(Outcome::Fits(example(ids, row.messages.clone())));
     }
-    if let Some(refused) = limit.refuse(&row.id, ids.len()) {
+    if let Some(refused) = limit.refuse(&row.id, tokens) {
         return refused;
     }
-    match fit_prompt(tokenizer, &row.messages, limit.tokens).map_err(in_example)? {
+    match fit_prompt(tokenizer, &row.messages, tokens, limit.tokens).map_err(in_example)? {
         Some(short) => Ok(Outcome::Truncated(example(short.ids, short.messages))),
         None => Ok(Outcome::Dropped),
     }

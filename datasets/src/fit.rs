@@ -12,48 +12,50 @@ pub(crate) struct ShortPrompt {
     pub messages: Vec<Message>,
 }
 
-/// The prompt without its oldest messages (a system message stays), and if its last message alone
-/// is too long, without the beginning of that. The generation prompt always stays. `None` when
-/// not even an empty last message fits.
+/// A prompt of `tokens` tokens, more than `limit`, without its oldest messages (a system message
+/// stays), and if its last message alone is too long, without the beginning of that. The
+/// generation prompt always stays. `None` when not even an empty last message fits.
 pub(crate) fn fit_prompt(
     tokenizer: &Tokenizer,
     messages: &[Message],
+    mut tokens: usize,
     limit: usize,
 ) -> Result<Option<ShortPrompt>, TokenizerError> {
-    let candidates = shorter_dialogues(messages);
+    let tails = shorter_dialogues(messages);
     let encode = |messages: &[Message]| tokenizer.encode_prompt(messages);
     let fits = |ids: &Vec<u32>| ids.len() <= limit;
-    if let Some((ids, messages)) = longest_that_fits(&candidates, encode, fits)? {
+    if let Some((ids, messages)) = longest_that_fits(&tails, encode, fits)? {
         return Ok(Some(ShortPrompt { ids, messages }));
     }
-    let Some(mut messages) = candidates.into_iter().next_back() else {
-        return Ok(None);
-    };
-    loop {
+    let mut messages = messages.to_vec();
+    if let Some(shortest) = tails.into_iter().next_back() {
+        tokens = tokenizer.encode_prompt(&shortest)?.len();
+        messages = shortest;
+    }
+    while let Some(last) = messages.last_mut().filter(|last| !last.content.is_empty()) {
+        last.content = without_first_tokens(tokenizer, &last.content, tokens - limit)?;
         let ids = tokenizer.encode_prompt(&messages)?;
         if ids.len() <= limit {
             return Ok(Some(ShortPrompt { ids, messages }));
         }
-        let Some(last) = messages.last_mut().filter(|last| !last.content.is_empty()) else {
-            return Ok(None);
-        };
-        last.content = without_first_tokens(tokenizer, &last.content, ids.len() - limit)?;
+        tokens = ids.len();
     }
+    Ok(None)
 }
 
-/// The dialogue without its oldest messages (a system message stays), and if its last turns alone
-/// are too long, without their first tokens.
+/// A dialogue that is too long, without its oldest messages (a system message stays), and if its
+/// last turns alone are too long, without their first tokens.
 pub(crate) fn fit_dialogue(
     tokenizer: &Tokenizer,
     messages: &[Message],
     limit: usize,
 ) -> Result<Dialogue, TokenizerError> {
-    let mut candidates = shorter_dialogues(messages);
-    candidates.retain(|candidate| candidate.iter().any(Message::is_assistant));
+    let mut tails = shorter_dialogues(messages);
+    tails.retain(|tail| tail.iter().any(Message::is_assistant));
     let encode = |messages: &[Message]| tokenizer.encode(&tokenizer.render(messages, false)?);
     let fits = |ids: &Vec<u32>| ids.len() <= limit;
-    let found = longest_that_fits(&candidates, encode, fits)?;
-    let shortest = || candidates.last().map_or(messages, Vec::as_slice);
+    let found = longest_that_fits(&tails, encode, fits)?;
+    let shortest = || tails.last().map_or(messages, Vec::as_slice);
     let chosen = found
         .as_ref()
         .map_or_else(shortest, |(_, messages)| messages.as_slice());
@@ -64,18 +66,14 @@ pub(crate) fn fit_dialogue(
     Ok(dialogue)
 }
 
-/// The dialogue and its ever shorter tails, each beginning with a user's message (or as the
-/// original does) after the system message, if there is one.
+/// The ever shorter tails of a dialogue, each beginning with a user's message, after the system
+/// message, if there is one. The whole is not among them.
 fn shorter_dialogues(messages: &[Message]) -> Vec<Vec<Message>> {
     let num_system = messages.iter().take_while(|m| m.role == "system").count();
     let (system, turns) = messages.split_at(num_system);
-    let tails = (1..turns.len())
-        .filter(|&i| turns[i].role == "user")
-        .map(|i| &turns[i..]);
-    let whole = std::iter::once(turns);
-    whole
-        .chain(tails)
-        .map(|tail| [system, tail].concat())
+    let starts = (1..turns.len()).filter(|&start| turns[start].role == "user");
+    starts
+        .map(|start| [system, &turns[start..]].concat())
         .collect()
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use datasets::{
     Comparison, DataError, DatasetKind, Demonstration, ImportFormat, ImportOptions, ImportReport,
-    Prompt, Split, Text, Tokenizer, assert_disjoint, dataset_file, import, load_split,
+    Message, Prompt, Split, Text, Tokenizer, assert_disjoint, dataset_file, import, load_split,
 };
 
 fn options(format: &str, path: Option<PathBuf>) -> ImportOptions {

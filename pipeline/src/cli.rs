@@ -73,6 +73,20 @@ Example:
 
 One line is one message; Ctrl-D ends the conversation.")]
     Chat(ChatArgs),
+    /// Compare base, SFT and PPO of a run on held-out prompts, and check that the text was kept.
+    #[command(after_help = "\
+Example:
+  rlhf eval experiments/demo/pipeline.toml --samples 512
+
+Also writes eval.json into the run folder.")]
+    Eval(EvalArgs),
+    /// Run the tiny pipeline on CUDA against the CPU, and a 1.3B model in bf16.
+    #[command(after_help = "\
+Example:
+  rlhf gpu-check
+
+Exit code 1 where CUDA cannot be used, or where a number differs.")]
+    GpuCheck(GpuCheckArgs),
     /// Say what libtorch and devices are found, and what is wrong otherwise.
     #[command(after_help = "\
 Example:
@@ -186,6 +200,40 @@ pub struct ChatArgs {
     /// How it is computed.
     #[command(flatten)]
     pub compute: ComputeArgs,
+}
+
+/// `rlhf eval`.
+#[derive(Debug, Clone, Args)]
+pub struct EvalArgs {
+    /// What was run.
+    #[command(flatten)]
+    pub source: ConfigArgs,
+    /// The run folder [default: runs/NAME, where NAME stands in the file].
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Held-out prompts, one reply each.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
+    pub samples: usize,
+    /// Conversations to show.
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    pub show: usize,
+    /// From which all randomness derives.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// How it is computed.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// `rlhf gpu-check`.
+#[derive(Debug, Clone, Args)]
+pub struct GpuCheckArgs {
+    /// The tiny pipeline's file [default: experiments/tiny/pipeline.toml, here or beside bin/].
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the two runs go.
+    #[arg(long, value_name = "DIR", default_value = "runs/gpu-check")]
+    pub run_dir: PathBuf,
 }
 
 /// How tokens are chosen.
@@ -327,56 +375,5 @@ fn probability(text: &str) -> Result<f64, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    #[test]
-    fn the_command_line_is_consistent_and_every_command_shows_an_example() {
-        let mut command = Cli::command();
-        command.build();
-        command.clone().debug_assert();
-        for sub in command
-            .get_subcommands()
-            .filter(|sub| sub.get_name() != "help")
-        {
-            let help = sub
-                .get_after_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            assert!(
-                help.contains(&format!("  rlhf {}", sub.get_name())),
-                "{}",
-                sub.get_name()
-            );
-        }
-    }
-
-    #[test]
-    fn values_out_of_bounds_are_refused() {
-        let generate = ["rlhf", "generate", "--model", "m"];
-        let refused = [
-            &["--prompt", "x", "--top-p", "1.5"][..],
-            &["--prompt", "x", "--temperature", "0"],
-            &["--prompt", "x", "--num-samples", "0"],
-            &["--prompt", "x", "--greedy", "--top-k", "3"],
-            &["--prompt", "x", "--data", "f"],
-            &[],
-        ];
-        for rest in refused {
-            assert!(
-                Cli::try_parse_from(generate.iter().chain(rest)).is_err(),
-                "{rest:?}"
-            );
-        }
-        let run = ["rlhf", "run", "c.toml", "--set", "a.b = 1", "--set", "x"];
-        assert!(Cli::try_parse_from(run).is_err());
-        let Ok(Cli {
-            command: Command::Run(args),
-        }) = Cli::try_parse_from(&run[..5])
-        else {
-            panic!("must parse")
-        };
-        assert_eq!(args.source.overrides, [("a.b".to_owned(), "1".to_owned())]);
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

@@ -48,6 +48,8 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Generate(args) => commands::generate::run(args),
         Command::Score(args) => commands::score::run(args),
         Command::Chat(args) => commands::chat::run(args),
+        Command::Eval(args) => commands::eval::run(args),
+        Command::GpuCheck(args) => commands::gpu_check::run(args),
         Command::Doctor => commands::doctor::run(),
     }
 }

@@ -2,7 +2,9 @@
 
 pub mod chat;
 pub mod doctor;
+pub mod eval;
 pub mod generate;
+pub mod gpu_check;
 pub mod plan;
 pub mod run;
 pub mod score;
@@ -44,6 +46,27 @@ fn relay(command: &str, request: &impl Serialize) -> Outcome {
             },
             Some(Incoming::Event(Event::Note { text })) => eprintln!("{text}"),
             Some(Incoming::Closed) => return worker.finish().map_err(Failure::run),
+            _ => {}
+        }
+    }
+}
+
+/// Puts a request to the worker and returns the last line of its data.
+fn ask(command: &str, request: &impl Serialize) -> Outcome<String> {
+    last_line(start(command, request)?)
+}
+
+/// Waits for the worker's end; returns the last line of its data.
+fn last_line(mut worker: Worker) -> Outcome<String> {
+    let mut answer = String::new();
+    loop {
+        match worker.receive(TICK) {
+            Some(Incoming::Event(Event::Output { line })) => answer = line,
+            Some(Incoming::Event(Event::Note { text })) => eprintln!("{text}"),
+            Some(Incoming::Closed) => {
+                worker.finish().map_err(Failure::run)?;
+                return Ok(answer);
+            }
             _ => {}
         }
     }

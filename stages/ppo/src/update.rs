@@ -117,6 +117,7 @@ fn policy_update(
         (&loss.sum / tokens).backward();
         tape.backward(&models.policy)?;
         steppers.policy.accumulate();
+        steppers.policy.observe_loss(loss.sum.double_value(&[]) / tokens);
         report.observe_policy(&loss.sum, loss.clipped, &logprobs_br, &batch, before_any_update);
     }
     report.tokens += tokens;
@@ -132,7 +133,7 @@ fn policy_update(
         report.ptx_loss += loss.mean();
         report.ptx_updates += 1.0;
     }
-    let step = steppers.policy.update(index)?;
+    let step = lesson.ctx.dump_if_nonfinite(steppers.policy.update(index), || dump(episodes))?;
     report.grad_norm += step.grad_norm;
     report.lr = step.lr;
     report.skipped = step.skipped;
@@ -165,11 +166,30 @@ fn value_update(
         (&loss.sum / tokens).backward();
         tape.backward(&models.value)?;
         steppers.value.accumulate();
-        report.value_loss += loss.sum.double_value(&[]);
+        let sum = loss.sum.double_value(&[]);
+        steppers.value.observe_loss(sum / tokens);
+        report.value_loss += sum;
         report.value_clipped += loss.clipped;
     }
-    report.value_grad_norm += steppers.value.update(index)?.grad_norm;
+    let step = lesson.ctx.dump_if_nonfinite(steppers.value.update(index), || dump(episodes))?;
+    report.value_grad_norm += step.grad_norm;
     Ok(())
+}
+
+/// What is left behind of a minibatch that made non-finite numbers.
+fn dump(episodes: &[Episode]) -> serde_json::Value {
+    let one = |e: &Episode| {
+        serde_json::json!({
+            "id": e.id,
+            "episode": e.episode,
+            "prompt_ids": e.prompt_ids,
+            "response_ids": e.response_ids,
+            "score": e.score,
+            "advantages": e.advantages,
+            "returns": e.returns,
+        })
+    };
+    episodes.iter().map(one).collect()
 }
 
 fn record_options(ctx: &StageContext) -> RecordOptions {

@@ -18,8 +18,8 @@ pub fn listen() -> Receiver<Command> {
                 None => tracing::warn!(line, "not a command"),
             }
         }
-        tracing::warn!("the front is gone; ending");
-        std::process::exit(1);
+        // No word to the log: it went through the front.
+        runtime::interrupt::end_at_once()
     });
     receiver
 }

@@ -199,7 +199,7 @@ fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
 }
 
 /// Policy and value model in training, reference and reward models (each of the value model's size),
-/// EMA, and the larger of the cache of a whole batch and the activations of a micro-batch.
+/// EMA, and the larger of the cache and the activations of a micro-batch.
 fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
     let dtype = execution.dtype;
     let (policy, value) = (
@@ -216,7 +216,7 @@ fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
         + weight_bytes(policy, dtype)
         + task.reward.len() as u64 * weight_bytes(value, dtype)
         + ema;
-    let cache = task.batch as u64 * task.shape.cache_bytes(tokens, dtype);
+    let cache = execution.micro_batch as u64 * task.shape.cache_bytes(tokens, dtype);
     let sequence = task
         .ptx
         .as_ref()

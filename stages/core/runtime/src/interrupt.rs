@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use rustix::process::{Signal, getpid, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -38,10 +39,16 @@ pub fn requested() -> bool {
     requested_flag().load(Ordering::SeqCst)
 }
 
+/// Ends this process now: no destructor, no exit handler and no other thread is waited for.
+/// (`std::process::exit` runs libtorch's exit handlers, which can wait on its computing threads.)
+pub fn end_at_once() -> ! {
+    let _ = kill_process(getpid(), Signal::KILL);
+    std::process::abort()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::process::{Signal, getpid, kill_process};
     use std::time::{Duration, Instant};
 
     #[test]

@@ -27,7 +27,7 @@ fn rows(step: u64) -> Vec<LmRow> {
             .collect();
         LmRow {
             ids,
-            loss: (0..len).map(|t| (t + i) % 3 != 0).collect(),
+            loss: (0..len).map(|t| !(t + i).is_multiple_of(3)).collect(),
         }
     };
     (0..8).map(row).collect()
