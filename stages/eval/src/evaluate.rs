@@ -74,10 +74,15 @@ pub fn sample(evaluation: &Evaluation, model: &Model) -> Result<Sampled, EvalErr
         .prompts
         .iter()
         .zip(0..)
-        .map(|(prompt, episode)| Request { prompt_ids: prompt.ids.clone(), episode })
+        .map(|(prompt, episode)| Request {
+            prompt_ids: prompt.ids.clone(),
+            episode,
+        })
         .collect();
     let samples = generation::generate(model, &requests, evaluation.options)?;
-    let texts = samples.iter().map(|s| evaluation.tokenizer.decode(&s.output_ids));
+    let texts = samples
+        .iter()
+        .map(|s| evaluation.tokenizer.decode(&s.output_ids));
     let texts = texts.collect::<Result<_, _>>()?;
     Ok(Sampled { samples, texts })
 }
@@ -95,21 +100,35 @@ pub fn evaluate(
     let count = samples.len() as f64;
     let tokens: usize = samples.iter().map(|s| s.output_ids.len()).sum();
     let stopped = samples.iter().filter(|s| s.finish == Finish::Stop).count();
-    let gold = evaluation.gold.map(|rule| mean_and_error(&gold_scores(rule, &sampled.texts)));
+    let gold = evaluation
+        .gold
+        .map(|rule| mean_and_error(&gold_scores(rule, &sampled.texts)));
     let own: Vec<(&[u32], &[u32])> = pairs(evaluation, samples, 0);
     let other: Vec<(&[u32], &[u32])> = pairs(evaluation, samples, 1);
     let sums = |model: &Model, pairs: &[(&[u32], &[u32])]| -> Vec<f64> {
         let batch = evaluation.options.max_batch;
         let temperature = evaluation.options.temperature;
-        let rows =
-            response_logprobs(model, pairs, evaluation.tokenizer.pad_id(), temperature, batch);
+        let rows = response_logprobs(
+            model,
+            pairs,
+            evaluation.tokenizer.pad_id(),
+            temperature,
+            batch,
+        );
         rows.iter().map(|row| row.iter().sum()).collect()
     };
     let reference = sums(evaluation.reference, &own);
     let base_own = sums(evaluation.base, &own);
     let base_other = sums(evaluation.base, &other);
-    let kl = samples.iter().zip(&reference).map(|(s, r)| s.logprobs.iter().sum::<f64>() - r);
-    let preferred = base_own.iter().zip(&base_other).filter(|(own, other)| own > other).count();
+    let kl = samples
+        .iter()
+        .zip(&reference)
+        .map(|(s, r)| s.logprobs.iter().sum::<f64>() - r);
+    let preferred = base_own
+        .iter()
+        .zip(&base_other)
+        .filter(|(own, other)| own > other)
+        .count();
     let (pad_id, batch) = (evaluation.tokenizer.pad_id(), evaluation.options.max_batch);
     Ok(Report {
         samples: samples.len(),

@@ -4,7 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 /// Different word pairs over all word pairs of all replies (Li et al. 2016); 1 where there are none.
 pub fn distinct_2(replies: &[String]) -> f64 {
-    let words: Vec<Vec<&str>> = replies.iter().map(|r| r.split_whitespace().collect()).collect();
+    let words: Vec<Vec<&str>> = replies
+        .iter()
+        .map(|r| r.split_whitespace().collect())
+        .collect();
     let pairs: Vec<&[&str]> = words.iter().flat_map(|w| w.windows(2)).collect();
     if pairs.is_empty() {
         return 1.0;

@@ -3,7 +3,10 @@
 /// Ranks of scores: 1 is the highest; equal scores have equal ranks, and the next rank counts them
 /// (1, 2, 2, 4).
 pub fn ranks(scores: &[f64]) -> Vec<i32> {
-    scores.iter().map(|x| 1 + scores.iter().filter(|y| *y > x).count() as i32).collect()
+    scores
+        .iter()
+        .map(|x| 1 + scores.iter().filter(|y| *y > x).count() as i32)
+        .collect()
 }
 
 #[cfg(test)]

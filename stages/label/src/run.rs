@@ -11,7 +11,7 @@ use model::Model;
 use recipe::plan::{LabelPlan, Labeler};
 use runtime::files::WholeFolder;
 use runtime::metrics::Metrics;
-use trainer::{Outcome, StageContext, Progress};
+use trainer::{Outcome, Progress, StageContext};
 
 use crate::{LabelError, ranks};
 
@@ -100,10 +100,24 @@ impl Labelling<'_> {
         tracing::info!(split = name, prompts = examples.len(), ?counts, "prompts");
         if examples.len() < wanted {
             let found = examples.len();
-            return Err(LabelError::TooFewPrompts { split: name, found, wanted, key });
+            return Err(LabelError::TooFewPrompts {
+                split: name,
+                found,
+                wanted,
+                key,
+            });
         }
-        let order = Order::new(self.ctx.seed, "label prompts", examples.len(), examples.len());
-        Ok(order.batch(0, wanted).into_iter().map(|i| examples[i].clone()).collect())
+        let order = Order::new(
+            self.ctx.seed,
+            "label prompts",
+            examples.len(),
+            examples.len(),
+        );
+        Ok(order
+            .batch(0, wanted)
+            .into_iter()
+            .map(|i| examples[i].clone())
+            .collect())
     }
 
     /// One part: read where a killed run had finished it, else made and written.
@@ -127,7 +141,10 @@ impl Labelling<'_> {
     }
 
     fn part_path(&self, split: &str, index: usize) -> PathBuf {
-        self.ctx.stage.root().join(format!("parts/{split}-{index:05}.parquet"))
+        self.ctx
+            .stage
+            .root()
+            .join(format!("parts/{split}-{index:05}.parquet"))
     }
 
     fn label(
@@ -139,7 +156,10 @@ impl Labelling<'_> {
         let keyed = prompts.iter().zip(first_prompt..);
         let requests: Vec<Request> = keyed
             .flat_map(|(prompt, p)| {
-                (0..k).map(move |j| Request { prompt_ids: prompt.ids.clone(), episode: p * k + j })
+                (0..k).map(move |j| Request {
+                    prompt_ids: prompt.ids.clone(),
+                    episode: p * k + j,
+                })
             })
             .collect();
         let samples = generation::generate(&self.model, &requests, &self.options())?;
@@ -185,7 +205,10 @@ impl Labelling<'_> {
         let Labeler::Gold { rule } = self.plan.labeler;
         let texts = samples.iter().map(|s| self.tokenizer.decode(&s.output_ids));
         let texts = texts.collect::<Result<Vec<String>, _>>()?;
-        let scores: Vec<f64> = texts.iter().map(|text| GoldRule::from(rule).score(text)).collect();
+        let scores: Vec<f64> = texts
+            .iter()
+            .map(|text| GoldRule::from(rule).score(text))
+            .collect();
         let gold = scores.iter().sum();
         let ranked = texts.into_iter().zip(ranks(&scores)).zip(&scores);
         let responses = ranked

@@ -68,7 +68,10 @@ pub fn masked_moments(x_br: &Tensor, mask_br: &Tensor) -> Moments {
     let mean = (&x * &mask).sum(Kind::Double).double_value(&[]) / count;
     let centred = (x - mean) * mask;
     let variance = (&centred * &centred).sum(Kind::Double).double_value(&[]) / count;
-    Moments { mean, deviation: variance.sqrt() }
+    Moments {
+        mean,
+        deviation: variance.sqrt(),
+    }
 }
 
 /// Shifts and scales to mean 0 and deviation 1 over the mask; 0 elsewhere.

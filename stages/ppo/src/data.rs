@@ -78,19 +78,29 @@ impl Prompts {
         tracing::info!(prompts = examples.len(), ?counts, "prompts");
         if examples.len() < at_least {
             let found = examples.len();
-            return Err(PpoError::TooFewPrompts { path, found, batch: at_least });
+            return Err(PpoError::TooFewPrompts {
+                path,
+                found,
+                batch: at_least,
+            });
         }
         let purpose = match split {
             Split::Train => "ppo prompts",
             Split::Heldout => "ppo held-out prompts",
         };
-        Ok(Self { order: Order::new(ctx.seed, purpose, examples.len(), examples.len()), examples })
+        Ok(Self {
+            order: Order::new(ctx.seed, purpose, examples.len(), examples.len()),
+            examples,
+        })
     }
 
     /// The prompts of an iteration.
     pub fn batch(&self, iteration: u64, batch: usize) -> Vec<PromptExample> {
         let indices = self.order.batch(iteration, batch);
-        indices.into_iter().map(|i| self.examples[i].clone()).collect()
+        indices
+            .into_iter()
+            .map(|i| self.examples[i].clone())
+            .collect()
     }
 
     /// Number of prompts.
@@ -124,9 +134,15 @@ impl PretrainText {
         let path = ctx.path(&ptx.data);
         let rows = TokenRows::build(&path, split, tokenizer, ptx.context, &ctx.cache_dir())?;
         if rows.num_rows() == 0 {
-            return Err(PpoError::TooLittleText { path, context: ptx.context });
+            return Err(PpoError::TooLittleText {
+                path,
+                context: ptx.context,
+            });
         }
-        Ok(Self { order: Order::new(ctx.seed, "ptx", rows.num_rows(), rows.num_rows()), rows })
+        Ok(Self {
+            order: Order::new(ctx.seed, "ptx", rows.num_rows(), rows.num_rows()),
+            rows,
+        })
     }
 
     /// The sequences of one update: update `u` reads the `u`-th `count` rows of the stream.

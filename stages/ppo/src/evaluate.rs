@@ -55,23 +55,43 @@ pub fn objective(episodes: &[Episode], gold: Option<GoldRule>) -> Metrics {
         ("objective/kl", mean(episodes, Episode::kl)),
         ("objective/kl_k3", mean(episodes, Episode::kl_k3)),
         ("objective/entropy", surprise / tokens),
-        ("objective/eos_rate", mean(episodes, |e| f64::from(e.has_eos))),
+        (
+            "objective/eos_rate",
+            mean(episodes, |e| f64::from(e.has_eos)),
+        ),
         ("objective/length", tokens / episodes.len().max(1) as f64),
-        ("objective/rlhf_reward", mean(episodes, |e| e.rewards.iter().sum())),
+        (
+            "objective/rlhf_reward",
+            mean(episodes, |e| e.rewards.iter().sum()),
+        ),
         ("ppo/explained_variance", explained_variance(episodes)),
     ]);
     if let Some(rule) = gold {
-        let scores: Vec<f64> = episodes.iter().map(|e| rule.score(&e.response_text)).collect();
-        metrics.insert("objective/gold", scores.iter().sum::<f64>() / scores.len() as f64);
-        metrics.insert("objective/gold_se", deviation(&scores) / (scores.len() as f64).sqrt());
+        let scores: Vec<f64> = episodes
+            .iter()
+            .map(|e| rule.score(&e.response_text))
+            .collect();
+        metrics.insert(
+            "objective/gold",
+            scores.iter().sum::<f64>() / scores.len() as f64,
+        );
+        metrics.insert(
+            "objective/gold_se",
+            deviation(&scores) / (scores.len() as f64).sqrt(),
+        );
     }
     metrics
 }
 
 /// `1 - Var(returns - values) / Var(returns)` over response tokens.
 fn explained_variance(episodes: &[Episode]) -> f64 {
-    let returns: Vec<f64> = episodes.iter().flat_map(|e| e.returns.iter().copied()).collect();
-    let pairs = episodes.iter().flat_map(|e| e.returns.iter().zip(&e.values));
+    let returns: Vec<f64> = episodes
+        .iter()
+        .flat_map(|e| e.returns.iter().copied())
+        .collect();
+    let pairs = episodes
+        .iter()
+        .flat_map(|e| e.returns.iter().zip(&e.values));
     let errors: Vec<f64> = pairs.map(|(r, v)| r - v).collect();
     1.0 - (deviation(&errors) / deviation(&returns).max(1e-12)).powi(2)
 }
@@ -86,11 +106,19 @@ pub fn evaluate(
     models: &Models,
     heldout: &Heldout,
 ) -> Result<Metrics, PpoError> {
-    let options = SamplingOptions { purpose: "ppo evaluation", ..options(ctx, plan, models) };
+    let options = SamplingOptions {
+        purpose: "ppo evaluation",
+        ..options(ctx, plan, models)
+    };
     let micro_batch = ctx.plan.execution.micro_batch;
     let mut episodes = rollout::collect(models, &heldout.prompts, 0, &options)?;
     rollout::score(models, &mut episodes, plan.no_eos_score, micro_batch)?;
-    rollout::reference_logprobs(models, &mut episodes, plan.sampling.temperature, micro_batch);
+    rollout::reference_logprobs(
+        models,
+        &mut episodes,
+        plan.sampling.temperature,
+        micro_batch,
+    );
     let measured = objective(&episodes, plan.gold.map(GoldRule::from));
     let names = [
         ("objective/score", "heldout/score"),
@@ -105,8 +133,18 @@ pub fn evaluate(
         .filter_map(|(from, to)| measured.get(from).map(|value| (to, *value)))
         .collect();
     if !heldout.text.is_empty() {
-        let rows: Vec<_> = heldout.text.iter().cloned().map(trainer::LmRow::plain).collect();
-        let loss = trainer::lm_evaluate(&models.policy, &rows, models.tokenizer.pad_id(), micro_batch)?;
+        let rows: Vec<_> = heldout
+            .text
+            .iter()
+            .cloned()
+            .map(trainer::LmRow::plain)
+            .collect();
+        let loss = trainer::lm_evaluate(
+            &models.policy,
+            &rows,
+            models.tokenizer.pad_id(),
+            micro_batch,
+        )?;
         metrics.insert("loss/heldout", loss.mean());
     }
     Ok(metrics)

@@ -17,14 +17,21 @@ impl KlController {
     /// The controller before the first iteration.
     pub fn new(plan: KlPlan) -> Self {
         let (KlPlan::Fixed { coef } | KlPlan::Adaptive { coef, .. }) = plan;
-        Self { plan, coef, negative_in_a_row: 0 }
+        Self {
+            plan,
+            coef,
+            negative_in_a_row: 0,
+        }
     }
 
     /// Moves the coefficient after an iteration of `episodes` episodes with mean KL `kl` (nats):
     /// `coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * episodes / horizon`
     /// (Ziegler et al. 2019, section 2.2).
     pub fn observe(&mut self, kl: f64, episodes: usize) {
-        if let KlPlan::Adaptive { target, horizon, .. } = self.plan {
+        if let KlPlan::Adaptive {
+            target, horizon, ..
+        } = self.plan
+        {
             let error = (kl / target - 1.0).clamp(-0.2, 0.2);
             self.coef *= 1.0 + error * episodes as f64 / horizon;
         }

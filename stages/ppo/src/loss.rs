@@ -39,7 +39,10 @@ pub fn value_loss(
 ) -> ClippedLoss {
     let plain_br = (values_br - returns_br).square() * 0.5;
     let Some(clip) = clip else {
-        return ClippedLoss { sum: (plain_br * mask_br).sum(None::<Kind>), clipped: 0.0 };
+        return ClippedLoss {
+            sum: (plain_br * mask_br).sum(None::<Kind>),
+            clipped: 0.0,
+        };
     };
     let bounded_br = old_values_br + (values_br - old_values_br).clamp(-clip, clip);
     let clipped_br = (bounded_br - returns_br).square() * 0.5;

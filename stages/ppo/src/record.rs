@@ -1,7 +1,6 @@
 //! Every iteration's rollouts in a Parquet file, a row an episode: enough for a stranger to
 //! recompute rewards, advantages and returns.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,9 +8,9 @@ use arrow::array::{
     ArrayRef, Float64Array, Float64Builder, Int32Array, Int32Builder, ListBuilder, RecordBatch,
     StringArray, UInt64Array,
 };
-use arrow::datatypes::Schema;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use recipe::plan::PpoPlan;
 
@@ -38,23 +37,23 @@ pub fn write_rollouts(
     episodes: &[Episode],
     context: &RecordContext,
 ) -> Result<(), PpoError> {
-    let batch = to_batch(episodes, metadata(context))?;
+    let batch = to_batch(episodes)?;
     let properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_key_value_metadata(Some(metadata(context)))
         .build();
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties))?;
     writer.write(&batch)?;
     writer.close()?;
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)
-            .map_err(runtime::files::FileError::io("create", folder))?;
+        std::fs::create_dir_all(folder).map_err(runtime::files::FileError::io("create", folder))?;
     }
     runtime::files::write_bytes(path, &bytes)?;
     Ok(())
 }
 
-fn metadata(context: &RecordContext) -> HashMap<String, String> {
+fn metadata(context: &RecordContext) -> Vec<KeyValue> {
     let eos_rule = match context.plan.no_eos_score {
         Some(score) => format!("score of a response without EOS := {score}"),
         None => "none".to_owned(),
@@ -65,16 +64,19 @@ fn metadata(context: &RecordContext) -> HashMap<String, String> {
         ("lambda", context.plan.lambda.to_string()),
         ("eos_rule", eos_rule),
         ("whitening_mean", context.whitening.mean.to_string()),
-        ("whitening_deviation", context.whitening.deviation.to_string()),
+        (
+            "whitening_deviation",
+            context.whitening.deviation.to_string(),
+        ),
         ("whitened", context.plan.whiten_advantages.to_string()),
     ];
-    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    entries
+        .into_iter()
+        .map(|(key, value)| KeyValue::new(key.to_owned(), value))
+        .collect()
 }
 
-fn to_batch(
-    episodes: &[Episode],
-    metadata: HashMap<String, String>,
-) -> Result<RecordBatch, PpoError> {
+fn to_batch(episodes: &[Episode]) -> Result<RecordBatch, PpoError> {
     let strings = |f: fn(&Episode) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(episodes.iter().map(f)))
     };
@@ -84,25 +86,34 @@ fn to_batch(
     let index = episodes.iter().map(|e| e.score_index as i32);
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("id", strings(|e| &e.id)),
-        ("episode", Arc::new(UInt64Array::from_iter_values(episodes.iter().map(|e| e.episode)))),
+        (
+            "episode",
+            Arc::new(UInt64Array::from_iter_values(
+                episodes.iter().map(|e| e.episode),
+            )),
+        ),
         ("prompt_ids", token_lists(episodes, |e| &e.prompt_ids)),
         ("response_ids", token_lists(episodes, |e| &e.response_ids)),
         ("prompt_text", strings(|e| &e.prompt_text)),
         ("response_text", strings(|e| &e.response_text)),
-        ("finish_reason", strings(|e| if e.has_eos { "stop" } else { "length" })),
+        (
+            "finish_reason",
+            strings(|e| if e.has_eos { "stop" } else { "length" }),
+        ),
         ("score_raw", numbers(|e| e.score_raw)),
         ("score", numbers(|e| e.score)),
         ("score_index", Arc::new(Int32Array::from_iter_values(index))),
         ("logprobs", number_lists(episodes, |e| &e.logprobs)),
-        ("reference_logprobs", number_lists(episodes, |e| &e.reference_logprobs)),
+        (
+            "reference_logprobs",
+            number_lists(episodes, |e| &e.reference_logprobs),
+        ),
         ("values", number_lists(episodes, |e| &e.values)),
         ("rewards", number_lists(episodes, |e| &e.rewards)),
         ("advantages", number_lists(episodes, |e| &e.advantages)),
         ("returns", number_lists(episodes, |e| &e.returns)),
     ];
-    let batch = RecordBatch::try_from_iter(columns)?;
-    let schema: Schema = batch.schema().as_ref().clone().with_metadata(metadata);
-    Ok(batch.with_schema(Arc::new(schema))?)
+    Ok(RecordBatch::try_from_iter(columns)?)
 }
 
 fn token_lists(episodes: &[Episode], f: fn(&Episode) -> &[u32]) -> ArrayRef {

@@ -66,7 +66,10 @@ impl Episode {
     }
 
     fn log_ratios(&self) -> impl Iterator<Item = f64> {
-        self.logprobs.iter().zip(&self.reference_logprobs).map(|(pi, reference)| pi - reference)
+        self.logprobs
+            .iter()
+            .zip(&self.reference_logprobs)
+            .map(|(pi, reference)| pi - reference)
     }
 }
 
@@ -101,7 +104,10 @@ pub fn collect(
     let requests: Vec<Request> = prompts
         .iter()
         .zip(first_episode..)
-        .map(|(prompt, episode)| Request { prompt_ids: prompt.ids.clone(), episode })
+        .map(|(prompt, episode)| Request {
+            prompt_ids: prompt.ids.clone(),
+            episode,
+        })
         .collect();
     let samples = generation::generate(&models.policy, &requests, options)?;
     let with_prompts = prompts.iter().zip(first_episode..).zip(samples);
@@ -147,8 +153,10 @@ pub fn score(
     no_eos_score: Option<f64>,
     micro_batch: usize,
 ) -> Result<(), PpoError> {
-    let rows: Vec<Vec<u32>> =
-        episodes.iter().map(|e| [&e.prompt_ids[..], &e.response_ids[..]].concat()).collect();
+    let rows: Vec<Vec<u32>> = episodes
+        .iter()
+        .map(|e| [&e.prompt_ids[..], &e.response_ids[..]].concat())
+        .collect();
     for (judge, weight) in &models.rewards {
         let raw = judge.score(&rows, models.tokenizer.pad_id(), micro_batch)?;
         for (episode, raw) in episodes.iter_mut().zip(raw) {
@@ -157,7 +165,10 @@ pub fn score(
         }
     }
     if let Some(score) = no_eos_score {
-        episodes.iter_mut().filter(|e| !e.has_eos).for_each(|e| e.score = score);
+        episodes
+            .iter_mut()
+            .filter(|e| !e.has_eos)
+            .for_each(|e| e.score = score);
     }
     Ok(())
 }
@@ -191,7 +202,10 @@ pub fn values(models: &Models, episodes: &mut [Episode], micro_batch: usize) {
         });
         let lengths: Vec<usize> = chunk.iter().map(|e| e.response_ids.len()).collect();
         let rows = truncated(&values_br, lengths.into_iter());
-        chunk.iter_mut().zip(rows).for_each(|(episode, row)| episode.values = row);
+        chunk
+            .iter_mut()
+            .zip(rows)
+            .for_each(|(episode, row)| episode.values = row);
     }
 }
 
@@ -205,17 +219,32 @@ pub fn response_values(value: &Model, hidden_btd: &Tensor, response_start: i64) 
 pub fn estimate(episodes: &mut [Episode], kl_coef: f64, gamma: f64, lambda: f64) {
     let mask_br = response_mask(episodes, (Kind::Double, Device::Cpu));
     let column = |f: fn(&Episode) -> &[f64]| response_tensor(episodes, f);
-    let (logprobs_br, reference_br, values_br) =
-        (column(|e| &e.logprobs), column(|e| &e.reference_logprobs), column(|e| &e.values));
+    let (logprobs_br, reference_br, values_br) = (
+        column(|e| &e.logprobs),
+        column(|e| &e.reference_logprobs),
+        column(|e| &e.values),
+    );
     let score_b = Tensor::from_slice(&episodes.iter().map(|e| e.score).collect::<Vec<_>>());
-    let index_b = episodes.iter().map(|e| e.score_index as i64).collect::<Vec<_>>();
+    let index_b = episodes
+        .iter()
+        .map(|e| e.score_index as i64)
+        .collect::<Vec<_>>();
     let index_b = Tensor::from_slice(&index_b);
-    let rewards_br =
-        token_rewards(&logprobs_br, &reference_br, &mask_br, &score_b, &index_b, kl_coef);
+    let rewards_br = token_rewards(
+        &logprobs_br,
+        &reference_br,
+        &mask_br,
+        &score_b,
+        &index_b,
+        kl_coef,
+    );
     let (advantages_br, returns_br) = gae(&rewards_br, &values_br, &mask_br, gamma, lambda);
     let lengths: Vec<usize> = episodes.iter().map(|e| e.response_ids.len()).collect();
     let rows = |x_br: &Tensor| truncated(x_br, lengths.iter().copied());
-    let columns = rows(&rewards_br).into_iter().zip(rows(&advantages_br)).zip(rows(&returns_br));
+    let columns = rows(&rewards_br)
+        .into_iter()
+        .zip(rows(&advantages_br))
+        .zip(rows(&returns_br));
     for (episode, ((rewards, advantages), returns)) in episodes.iter_mut().zip(columns) {
         (episode.rewards, episode.advantages, episode.returns) = (rewards, advantages, returns);
     }
@@ -231,8 +260,11 @@ pub fn to_batch(
 ) -> EpisodeBatch {
     let (input, response_start) = model_input(episodes, pad_id, model);
     let options = (number_kind(model), model.device());
-    let column =
-        |f: fn(&Episode) -> &[f64]| response_tensor(episodes, f).to_device(options.1).to_kind(options.0);
+    let column = |f: fn(&Episode) -> &[f64]| {
+        response_tensor(episodes, f)
+            .to_device(options.1)
+            .to_kind(options.0)
+    };
     let mask_br = response_mask(episodes, options);
     let advantages_br = (column(|e| &e.advantages) - mean) / deviation * &mask_br;
     EpisodeBatch {
@@ -248,11 +280,18 @@ pub fn to_batch(
 
 /// Losses are computed in f32 at least.
 fn number_kind(model: &Model) -> Kind {
-    if model.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+    if model.kind() == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    }
 }
 
 fn pairs(episodes: &[Episode]) -> Vec<(&[u32], &[u32])> {
-    episodes.iter().map(|e| (&e.prompt_ids[..], &e.response_ids[..])).collect()
+    episodes
+        .iter()
+        .map(|e| (&e.prompt_ids[..], &e.response_ids[..]))
+        .collect()
 }
 
 fn model_input(episodes: &[Episode], pad_id: u32, model: &Model) -> (Input, i64) {
@@ -261,15 +300,29 @@ fn model_input(episodes: &[Episode], pad_id: u32, model: &Model) -> (Input, i64)
 }
 
 fn longest_response(episodes: &[Episode]) -> usize {
-    episodes.iter().map(|e| e.response_ids.len()).max().unwrap_or(0)
+    episodes
+        .iter()
+        .map(|e| e.response_ids.len())
+        .max()
+        .unwrap_or(0)
 }
 
 /// 1 on the tokens that each episode made, 0 behind them.
 pub fn response_mask(episodes: &[Episode], options: (Kind, Device)) -> Tensor {
-    let lengths: Vec<i64> = episodes.iter().map(|e| e.response_ids.len() as i64).collect();
+    let lengths: Vec<i64> = episodes
+        .iter()
+        .map(|e| e.response_ids.len() as i64)
+        .collect();
     let lengths_b1 = Tensor::from_slice(&lengths).unsqueeze(1);
-    let columns_r = Tensor::arange(longest_response(episodes) as i64, (Kind::Int64, Device::Cpu));
-    columns_r.unsqueeze(0).lt_tensor(&lengths_b1).to_device(options.1).to_kind(options.0)
+    let columns_r = Tensor::arange(
+        longest_response(episodes) as i64,
+        (Kind::Int64, Device::Cpu),
+    );
+    columns_r
+        .unsqueeze(0)
+        .lt_tensor(&lengths_b1)
+        .to_device(options.1)
+        .to_kind(options.0)
 }
 
 /// A list of each episode as rows of one tensor, 0 behind their ends; `f64` on the CPU.

@@ -7,8 +7,9 @@ use judge::GoldRule;
 use recipe::plan::PpoPlan;
 use runtime::metrics::Metrics;
 use serde::{Deserialize, Serialize};
-use trainer::{Ema, Outcome, RestorePart, SnapshotPart, StageContext, Progress, Stepper};
+use trainer::{Ema, Outcome, Progress, RestorePart, SnapshotPart, StageContext, Stepper};
 
+use crate::PpoError;
 use crate::advantage::masked_moments;
 use crate::data::{Models, PretrainText, Prompts};
 use crate::evaluate::{Heldout, evaluate, objective, options};
@@ -16,7 +17,6 @@ use crate::kl::KlController;
 use crate::record::{RecordContext, write_rollouts};
 use crate::rollout::{self, Episode};
 use crate::update::{Lesson, Report, Steppers, update};
-use crate::PpoError;
 
 /// What a snapshot holds beside tensors.
 #[derive(Debug, Serialize, Deserialize)]
@@ -83,8 +83,10 @@ impl<'a> Ppo<'a> {
             value: stepper(&models.value, &plan.value_optimizer),
             policy,
         };
-        let state = restore(ctx, &mut steppers)?
-            .unwrap_or_else(|| State { iteration: 0, kl: KlController::new(plan.kl) });
+        let state = restore(ctx, &mut steppers)?.unwrap_or_else(|| State {
+            iteration: 0,
+            kl: KlController::new(plan.kl),
+        });
         let tokenizer = &models.tokenizer;
         let prompts = Prompts::open(ctx, plan, tokenizer, (Split::Train, plan.batch))?;
         let text = |split| {
@@ -96,10 +98,24 @@ impl<'a> Ppo<'a> {
         let heldout_text = text(Split::Heldout)?;
         let heldout = Heldout {
             prompts: heldout_prompts.batch(0, num_heldout),
-            text: heldout_text.as_ref().map(Heldout::text_rows).transpose()?.unwrap_or_default(),
+            text: heldout_text
+                .as_ref()
+                .map(Heldout::text_rows)
+                .transpose()?
+                .unwrap_or_default(),
         };
         let log = Progress::open(&ctx.stage, &ctx.plan.name, plan.iterations)?;
-        Ok(Self { text: text(Split::Train)?, ctx, plan, models, steppers, state, prompts, heldout, log })
+        Ok(Self {
+            text: text(Split::Train)?,
+            ctx,
+            plan,
+            models,
+            steppers,
+            state,
+            prompts,
+            heldout,
+            log,
+        })
     }
 
     /// Collects a batch of episodes, scores them, and estimates their advantages.
@@ -114,7 +130,12 @@ impl<'a> Ppo<'a> {
         metrics.insert("time/sample", started.elapsed().as_secs_f64());
         let started = Instant::now();
         rollout::score(models, &mut episodes, plan.no_eos_score, micro_batch)?;
-        rollout::reference_logprobs(models, &mut episodes, plan.sampling.temperature, micro_batch);
+        rollout::reference_logprobs(
+            models,
+            &mut episodes,
+            plan.sampling.temperature,
+            micro_batch,
+        );
         rollout::values(models, &mut episodes, micro_batch);
         rollout::estimate(&mut episodes, self.state.kl.coef, plan.gamma, plan.lambda);
         metrics.insert("time/score", started.elapsed().as_secs_f64());
@@ -127,10 +148,17 @@ impl<'a> Ppo<'a> {
         let mask_br = rollout::response_mask(episodes, (tch::Kind::Double, tch::Device::Cpu));
         let advantages_br = rollout::response_tensor(episodes, |e| &e.advantages);
         let whitening = masked_moments(&advantages_br, &mask_br);
-        let context =
-            RecordContext { plan: self.plan, kl_coef: self.state.kl.coef, whitening: &whitening };
+        let context = RecordContext {
+            plan: self.plan,
+            kl_coef: self.state.kl.coef,
+            whitening: &whitening,
+        };
         let iteration = self.state.iteration;
-        write_rollouts(&self.ctx.stage.rollout_path(iteration + 1), episodes, &context)?;
+        write_rollouts(
+            &self.ctx.stage.rollout_path(iteration + 1),
+            episodes,
+            &context,
+        )?;
         let lesson = Lesson {
             ctx: self.ctx,
             plan: self.plan,
@@ -157,7 +185,11 @@ impl<'a> Ppo<'a> {
         metrics.insert("ppo/kl_coef", self.state.kl.coef);
         let bound = self.plan.max_logprob_gap;
         if report.gap_max > bound {
-            return Err(PpoError::LogprobGap { iteration, gap: report.gap_max, bound });
+            return Err(PpoError::LogprobGap {
+                iteration,
+                gap: report.gap_max,
+                bound,
+            });
         }
         let kl_b: Vec<f64> = episodes.iter().map(Episode::kl).collect();
         let kl = kl_b.iter().sum::<f64>() / kl_b.len() as f64;
@@ -196,13 +228,25 @@ impl<'a> Ppo<'a> {
                 ema: None,
             },
         ];
-        self.ctx.save(self.state.iteration, &parts, &self.models.tokenizer, &self.state, None)?;
+        self.ctx.save(
+            self.state.iteration,
+            &parts,
+            &self.models.tokenizer,
+            &self.state,
+            None,
+        )?;
         Ok(())
     }
 
     /// `final/` holds the moving average where it is on, and the weights as they are in `final-raw/`.
     fn finish(self) -> Result<Outcome, PpoError> {
-        let Self { ctx, plan, mut models, steppers, .. } = self;
+        let Self {
+            ctx,
+            plan,
+            mut models,
+            steppers,
+            ..
+        } = self;
         let final_dir = ctx.stage.final_dir();
         let mut manifest = ctx.manifest("checkpoint", plan.iterations);
         if let Some(ema) = &steppers.ema {
@@ -214,7 +258,13 @@ impl<'a> Ppo<'a> {
         let weights = if steppers.ema.is_some() { "ema" } else { "raw" };
         manifest.notes.insert("weights".to_owned(), weights.into());
         let further = [("value", &models.value)];
-        trainer::finish(&final_dir, &models.policy, &further, &models.tokenizer, manifest)?;
+        trainer::finish(
+            &final_dir,
+            &models.policy,
+            &further,
+            &models.tokenizer,
+            manifest,
+        )?;
         Ok(Outcome::Finished)
     }
 }
@@ -223,8 +273,16 @@ impl<'a> Ppo<'a> {
 fn restore(ctx: &StageContext, steppers: &mut Steppers) -> Result<Option<State>, PpoError> {
     let ema = steppers.ema.as_mut();
     let mut parts = [
-        RestorePart { name: "policy", stepper: &mut steppers.policy, ema },
-        RestorePart { name: "value", stepper: &mut steppers.value, ema: None },
+        RestorePart {
+            name: "policy",
+            stepper: &mut steppers.policy,
+            ema,
+        },
+        RestorePart {
+            name: "value",
+            stepper: &mut steppers.value,
+            ema: None,
+        },
     ];
     Ok(ctx.restore(&mut parts)?)
 }

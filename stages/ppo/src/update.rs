@@ -98,8 +98,9 @@ fn policy_update(
     let before_any_update = report.updates == 0.0;
     for micro in episodes.chunks(lesson.ctx.plan.execution.micro_batch) {
         let batch = lesson.batch(micro, models, &models.policy);
-        let (hidden_btd, tape) =
-            models.policy.record(&batch.input, &record_options(lesson.ctx));
+        let (hidden_btd, tape) = models
+            .policy
+            .record(&batch.input, &record_options(lesson.ctx));
         let logprobs_br = model::response_logprobs(
             &models.policy,
             &hidden_btd,
@@ -117,8 +118,16 @@ fn policy_update(
         (&loss.sum / tokens).backward();
         tape.backward(&models.policy)?;
         steppers.policy.accumulate();
-        steppers.policy.observe_loss(loss.sum.double_value(&[]) / tokens);
-        report.observe_policy(&loss.sum, loss.clipped, &logprobs_br, &batch, before_any_update);
+        steppers
+            .policy
+            .observe_loss(loss.sum.double_value(&[]) / tokens);
+        report.observe_policy(
+            &loss.sum,
+            loss.clipped,
+            &logprobs_br,
+            &batch,
+            before_any_update,
+        );
     }
     report.tokens += tokens;
     if let (Some(text), Some(ptx)) = (lesson.text, &lesson.plan.ptx) {
@@ -133,7 +142,9 @@ fn policy_update(
         report.ptx_loss += loss.mean();
         report.ptx_updates += 1.0;
     }
-    let step = lesson.ctx.dump_if_nonfinite(steppers.policy.update(index), || dump(episodes))?;
+    let step = lesson
+        .ctx
+        .dump_if_nonfinite(steppers.policy.update(index), || dump(episodes))?;
     report.grad_norm += step.grad_norm;
     report.lr = step.lr;
     report.skipped = step.skipped;
@@ -154,7 +165,9 @@ fn value_update(
     let tokens = num_tokens(episodes);
     for micro in episodes.chunks(lesson.ctx.plan.execution.micro_batch) {
         let batch = lesson.batch(micro, models, &models.value);
-        let (hidden_btd, tape) = models.value.record(&batch.input, &record_options(lesson.ctx));
+        let (hidden_btd, tape) = models
+            .value
+            .record(&batch.input, &record_options(lesson.ctx));
         let values_br = response_values(&models.value, &hidden_btd, batch.response_start);
         let loss = value_loss(
             &values_br,
@@ -171,7 +184,9 @@ fn value_update(
         report.value_loss += sum;
         report.value_clipped += loss.clipped;
     }
-    let step = lesson.ctx.dump_if_nonfinite(steppers.value.update(index), || dump(episodes))?;
+    let step = lesson
+        .ctx
+        .dump_if_nonfinite(steppers.value.update(index), || dump(episodes))?;
     report.value_grad_norm += step.grad_norm;
     Ok(())
 }
@@ -230,7 +245,9 @@ impl Report {
         self.policy_loss += loss.double_value(&[]);
         self.clipped += clipped;
         self.approx_kl += sum(&difference_br.square()) / 2.0;
-        self.ratio_max = self.ratio_max.max(difference_br.max().double_value(&[]).exp());
+        self.ratio_max = self
+            .ratio_max
+            .max(difference_br.max().double_value(&[]).exp());
         if before_any_update {
             let gap_br = difference_br.abs();
             self.gap_max = self.gap_max.max(gap_br.max().double_value(&[]));
@@ -249,7 +266,10 @@ impl Report {
             ("ppo/approx_kl", self.approx_kl / self.tokens),
             ("ppo/ratio_max", self.ratio_max),
             ("ppo/logprob_gap_max", self.gap_max),
-            ("ppo/logprob_gap_mean", self.gap_sum / self.gap_tokens.max(1.0)),
+            (
+                "ppo/logprob_gap_mean",
+                self.gap_sum / self.gap_tokens.max(1.0),
+            ),
             ("ppo/value_grad_norm", self.value_grad_norm / self.updates),
             ("optimizer/grad_norm", self.grad_norm / self.updates),
             ("optimizer/lr", self.lr),

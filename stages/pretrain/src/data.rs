@@ -25,7 +25,14 @@ impl Data {
         plan: &PretrainPlan,
         tokenizer: &Tokenizer,
     ) -> Result<Self, PretrainError> {
-        let train = rows(ctx, plan, tokenizer, Split::Train, "train", plan.train.batch)?;
+        let train = rows(
+            ctx,
+            plan,
+            tokenizer,
+            Split::Train,
+            "train",
+            plan.train.batch,
+        )?;
         let heldout = rows(ctx, plan, tokenizer, Split::Heldout, "held-out", 1)?;
         let num_heldout = plan.train.eval_examples.min(heldout.num_rows());
         let indices: Vec<usize> = (0..num_heldout).collect();
@@ -33,7 +40,11 @@ impl Data {
         Ok(Self {
             order: Order::new(ctx.seed, "pretrain", train.num_rows(), train.num_rows()),
             train,
-            heldout: heldout.rows(&indices)?.into_iter().map(LmRow::plain).collect(),
+            heldout: heldout
+                .rows(&indices)?
+                .into_iter()
+                .map(LmRow::plain)
+                .collect(),
             bytes_per_token: heldout.num_bytes() as f64 / num_tokens,
         })
     }
@@ -62,7 +73,13 @@ fn rows(
     let rows = TokenRows::build(&path, split, tokenizer, plan.context, &ctx.cache_dir())?;
     if rows.num_rows() < needed {
         let (found, context) = (rows.num_rows(), plan.context);
-        return Err(PretrainError::TooLittleText { split: name, path, rows: found, context, needed });
+        return Err(PretrainError::TooLittleText {
+            split: name,
+            path,
+            rows: found,
+            context,
+            needed,
+        });
     }
     Ok(rows)
 }

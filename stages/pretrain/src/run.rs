@@ -46,9 +46,17 @@ fn evaluate(
     options: &LmOptions,
     metrics: &mut Metrics,
 ) -> Result<(), PretrainError> {
-    let loss = lm_evaluate(&session.model, &data.heldout, options.pad_id, options.micro_batch)?;
+    let loss = lm_evaluate(
+        &session.model,
+        &data.heldout,
+        options.pad_id,
+        options.micro_batch,
+    )?;
     metrics.insert("loss/heldout", loss.mean());
     let bits_per_token = loss.mean() / std::f64::consts::LN_2;
-    metrics.insert("loss/heldout_bits_per_byte", bits_per_token / data.bytes_per_token);
+    metrics.insert(
+        "loss/heldout_bits_per_byte",
+        bits_per_token / data.bytes_per_token,
+    );
     Ok(())
 }

@@ -26,10 +26,19 @@ impl Data {
         plan: &RewardPlan,
         tokenizer: &Tokenizer,
     ) -> Result<Self, RewardError> {
-        let train = examples(ctx, plan, tokenizer, (Split::Train, "train", plan.train.batch))?;
+        let train = examples(
+            ctx,
+            plan,
+            tokenizer,
+            (Split::Train, "train", plan.train.batch),
+        )?;
         let mut heldout = examples(ctx, plan, tokenizer, (Split::Heldout, "held-out", 1))?;
         heldout.truncate(plan.train.eval_examples);
-        Ok(Self { order: Order::new(ctx.seed, "reward", train.len(), train.len()), train, heldout })
+        Ok(Self {
+            order: Order::new(ctx.seed, "reward", train.len(), train.len()),
+            train,
+            heldout,
+        })
     }
 
     /// Prompts that an epoch has.
@@ -39,7 +48,11 @@ impl Data {
 
     /// The prompts of an update.
     pub fn batch(&self, step: u64, batch: usize) -> Vec<&ComparisonExample> {
-        self.order.batch(step, batch).into_iter().map(|i| &self.train[i]).collect()
+        self.order
+            .batch(step, batch)
+            .into_iter()
+            .map(|i| &self.train[i])
+            .collect()
     }
 
     /// The rows whose mean reward becomes 0: demonstrations where the plan names some, else the
@@ -60,13 +73,21 @@ impl Data {
         let rows: Vec<Demonstration> = chosen.into_iter().map(|i| rows[i].clone()).collect();
         let overlong = trainer::overlong(plan.overlong);
         let (examples, _) = sft_examples(&rows, tokenizer, plan.context, overlong)?;
-        Ok(examples.into_iter().map(until_last_answer).filter(|ids| !ids.is_empty()).collect())
+        Ok(examples
+            .into_iter()
+            .map(until_last_answer)
+            .filter(|ids| !ids.is_empty())
+            .collect())
     }
 }
 
 /// A dialogue up to the end of its last assistant turn, where a reward is read.
 fn until_last_answer(example: datasets::collate::SftExample) -> Vec<u32> {
-    let end = example.loss.iter().rposition(|l| *l).map_or(0, |last| last + 1);
+    let end = example
+        .loss
+        .iter()
+        .rposition(|l| *l)
+        .map_or(0, |last| last + 1);
     example.ids[..end].to_vec()
 }
 
@@ -85,7 +106,13 @@ fn examples(
     let found = examples.len();
     tracing::info!(split = name, prompts = found, ties, ?counts, "comparisons");
     if found < needed {
-        return Err(RewardError::TooFew { split: name, path, found, ties, needed });
+        return Err(RewardError::TooFew {
+            split: name,
+            path,
+            found,
+            ties,
+            needed,
+        });
     }
     Ok(examples)
 }

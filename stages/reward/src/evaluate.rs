@@ -35,6 +35,9 @@ pub(crate) fn evaluate(
 
 /// The numbers of a one-dimensional tensor.
 pub(crate) fn to_vec(x_n: &Tensor) -> Vec<f64> {
-    let x_n = x_n.detach().to_kind(tch::Kind::Double).to_device(tch::Device::Cpu);
+    let x_n = x_n
+        .detach()
+        .to_kind(tch::Kind::Double)
+        .to_device(tch::Device::Cpu);
     Vec::try_from(x_n).unwrap_or_default()
 }

@@ -15,7 +15,11 @@ pub struct PairIndex {
 impl PairIndex {
     /// From each prompt's number of responses and its ordered pairs `(better, worse)`.
     pub fn new<'a>(prompts: impl Iterator<Item = (usize, &'a [(usize, usize)])>) -> Self {
-        let mut index = Self { better: Vec::new(), worse: Vec::new(), weight: Vec::new() };
+        let mut index = Self {
+            better: Vec::new(),
+            worse: Vec::new(),
+            weight: Vec::new(),
+        };
         let mut first_row = 0;
         for (num_responses, pairs) in prompts {
             let weight = 2.0 / (num_responses * (num_responses - 1)) as f64;
@@ -47,7 +51,15 @@ pub fn kwise_loss(scores_n: &Tensor, pairs: &PairIndex) -> Tensor {
 
 /// Share of pairs whose margin is positive; exact ties of the model count half.
 pub fn accuracy(margins: &[f64]) -> f64 {
-    let right = |m: &f64| if *m > 0.0 { 1.0 } else if *m == 0.0 { 0.5 } else { 0.0 };
+    let right = |m: &f64| {
+        if *m > 0.0 {
+            1.0
+        } else if *m == 0.0 {
+            0.5
+        } else {
+            0.0
+        }
+    };
     margins.iter().map(right).sum::<f64>() / margins.len().max(1) as f64
 }
 

@@ -58,7 +58,10 @@ fn backward(
 ) -> Result<(), RewardError> {
     let pad_id = session.tokenizer.pad_id();
     let (mut loss_sum, mut all_margins, mut scores) = (0.0, Vec::new(), Vec::new());
-    for (index, micro) in batch.chunks(session.ctx.plan.execution.micro_batch).enumerate() {
+    for (index, micro) in batch
+        .chunks(session.ctx.plan.execution.micro_batch)
+        .enumerate()
+    {
         let options = RecordOptions {
             checkpointing: session.ctx.plan.execution.checkpointing,
             dropout: plan.train.dropout,
@@ -89,7 +92,10 @@ fn backward(
     metrics.insert("accuracy/train", accuracy(&all_margins));
     metrics.insert("reward/mean", mean);
     metrics.insert("reward/std", variance.sqrt());
-    metrics.insert("reward/margin", all_margins.iter().sum::<f64>() / all_margins.len() as f64);
+    metrics.insert(
+        "reward/margin",
+        all_margins.iter().sum::<f64>() / all_margins.len() as f64,
+    );
     Ok(())
 }
 
@@ -100,15 +106,21 @@ pub(crate) fn last_token_scores(
     pad_id: u32,
     hidden: impl FnOnce(&Input) -> Tensor,
 ) -> Tensor {
-    let rows: Vec<&[u32]> =
-        examples.iter().flat_map(|e| e.responses.iter().map(Vec::as_slice)).collect();
+    let rows: Vec<&[u32]> = examples
+        .iter()
+        .flat_map(|e| e.responses.iter().map(Vec::as_slice))
+        .collect();
     let padded = pad(&rows, Side::Right, pad_id, None);
     let last: Vec<i64> = rows.iter().map(|row| row.len() as i64 - 1).collect();
     let hidden_ntd = hidden(&Input::from_padded(&padded, model.device()));
     let rows_n = Tensor::arange(rows.len() as i64, (tch::Kind::Int64, model.device()));
     let last_n = Tensor::from_slice(&last).to_device(model.device());
     let scores_n = model.scalar(&hidden_ntd.index(&[Some(rows_n), Some(last_n)]));
-    if scores_n.kind() == tch::Kind::BFloat16 { scores_n.to_kind(tch::Kind::Float) } else { scores_n }
+    if scores_n.kind() == tch::Kind::BFloat16 {
+        scores_n.to_kind(tch::Kind::Float)
+    } else {
+        scores_n
+    }
 }
 
 /// Shifts the reward so that `rows` score 0 on average (Ouyang et al. 2022, C.2).
@@ -121,6 +133,10 @@ fn normalise(
     let judge = RewardJudge::new(model.deep_copy())?;
     let scores = judge.score(rows, pad_id, micro_batch)?;
     model.reward_shift = -scores.iter().sum::<f64>() / scores.len().max(1) as f64;
-    tracing::info!(shift = model.reward_shift, demonstrations = rows.len(), "normalised");
+    tracing::info!(
+        shift = model.reward_shift,
+        demonstrations = rows.len(),
+        "normalised"
+    );
     Ok(())
 }

@@ -23,10 +23,19 @@ impl Data {
         plan: &SftPlan,
         tokenizer: &Tokenizer,
     ) -> Result<Self, SftError> {
-        let train = examples(ctx, plan, tokenizer, (Split::Train, "train", plan.train.batch))?;
+        let train = examples(
+            ctx,
+            plan,
+            tokenizer,
+            (Split::Train, "train", plan.train.batch),
+        )?;
         let mut heldout = examples(ctx, plan, tokenizer, (Split::Heldout, "held-out", 1))?;
         heldout.truncate(plan.train.eval_examples);
-        Ok(Self { order: Order::new(ctx.seed, "sft", train.len(), train.len()), train, heldout })
+        Ok(Self {
+            order: Order::new(ctx.seed, "sft", train.len(), train.len()),
+            train,
+            heldout,
+        })
     }
 
     /// Demonstrations that an epoch has.
@@ -36,7 +45,11 @@ impl Data {
 
     /// The examples of an update.
     pub fn batch(&self, step: u64, batch: usize) -> Vec<LmRow> {
-        self.order.batch(step, batch).into_iter().map(|i| self.train[i].clone()).collect()
+        self.order
+            .batch(step, batch)
+            .into_iter()
+            .map(|i| self.train[i].clone())
+            .collect()
     }
 }
 
@@ -50,9 +63,25 @@ fn examples(
     let rows: Vec<Demonstration> = datasets::load_split(&path, split)?;
     let overlong = trainer::overlong(plan.overlong);
     let (examples, counts) = sft_examples(&rows, tokenizer, plan.context, overlong)?;
-    tracing::info!(split = name, demonstrations = examples.len(), ?counts, "demonstrations");
+    tracing::info!(
+        split = name,
+        demonstrations = examples.len(),
+        ?counts,
+        "demonstrations"
+    );
     if examples.len() < needed {
-        return Err(SftError::TooFew { split: name, path, found: examples.len(), needed });
+        return Err(SftError::TooFew {
+            split: name,
+            path,
+            found: examples.len(),
+            needed,
+        });
     }
-    Ok(examples.into_iter().map(|e| LmRow { ids: e.ids, loss: e.loss }).collect())
+    Ok(examples
+        .into_iter()
+        .map(|e| LmRow {
+            ids: e.ids,
+            loss: e.loss,
+        })
+        .collect())
 }

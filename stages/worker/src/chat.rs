@@ -17,17 +17,32 @@ pub fn run(request: &ChatRequest, lines: &Receiver<Command>) -> Result<()> {
     let model = Model::load(&request.model, device, kind)?;
     let tokenizer = Tokenizer::load(&request.model)?;
     let options = generate::options(&request.sampling, &tokenizer, 1);
-    let system: Vec<Message> =
-        request.system.iter().map(|text| Message::new("system", text.as_str())).collect();
+    let system: Vec<Message> = request
+        .system
+        .iter()
+        .map(|text| Message::new("system", text.as_str()))
+        .collect();
     let mut history: Vec<Message> = Vec::new();
     let mut episode = 0;
     while let Ok(Command::Say(text)) = lines.recv() {
         history.push(Message::new("user", text));
-        let room = model.shape.max_positions.saturating_sub(options.max_new_tokens);
+        let room = model
+            .shape
+            .max_positions
+            .saturating_sub(options.max_new_tokens);
         let prompt_ids = fit(&tokenizer, &system, &mut history, room)?;
-        let samples = generation::generate(&model, &[Request { prompt_ids, episode }], &options)?;
+        let samples = generation::generate(
+            &model,
+            &[Request {
+                prompt_ids,
+                episode,
+            }],
+            &options,
+        )?;
         let answer = tokenizer.decode(&samples[0].output_ids)?;
-        emit(&Event::Output { line: answer.trim().to_owned() });
+        emit(&Event::Output {
+            line: answer.trim().to_owned(),
+        });
         history.push(Message::new("assistant", answer));
         episode += 1;
     }

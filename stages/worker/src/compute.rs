@@ -17,5 +17,8 @@ pub fn device(word: &str) -> Result<Device> {
 
 /// Device and format of a request.
 pub fn of(compute: &Compute) -> Result<(Device, Kind)> {
-    Ok((device(&compute.device)?, trainer::context::kind_of(compute.dtype)))
+    Ok((
+        device(&compute.device)?,
+        trainer::context::kind_of(compute.dtype),
+    ))
 }

@@ -41,19 +41,26 @@ pub fn run(request: &EvalRequest) -> Result<()> {
     let mut reports: Vec<(&str, Report)> = Vec::new();
     let mut replies = Vec::new();
     for (name, model) in [("base", &base), ("sft", &reference), ("ppo", &policy)] {
-        emit(&Event::Note { text: format!("sampling {} replies of {name}", prompts.len()) });
+        emit(&Event::Note {
+            text: format!("sampling {} replies of {name}", prompts.len()),
+        });
         let sampled = eval::sample(&evaluation, model)?;
         reports.push((name, eval::evaluate(&evaluation, model, &sampled)?));
         replies.push(sampled.texts);
     }
     let conversations: Vec<_> = (0..request.show.min(prompts.len()))
         .map(|i| {
-            let prompt = prompts[i].messages.last().map_or("", |message| &message.content);
+            let prompt = prompts[i]
+                .messages
+                .last()
+                .map_or("", |message| &message.content);
             json!({ "prompt": prompt, "sft": replies[1][i], "ppo": replies[2][i] })
         })
         .collect();
-    let reports: serde_json::Map<_, _> =
-        reports.into_iter().map(|(name, report)| (name.to_owned(), json!(report))).collect();
+    let reports: serde_json::Map<_, _> = reports
+        .into_iter()
+        .map(|(name, report)| (name.to_owned(), json!(report)))
+        .collect();
     let line = json!({ "models": reports, "conversations": conversations }).to_string();
     emit(&Event::Output { line });
     Ok(())
@@ -74,11 +81,17 @@ fn prompts(request: &EvalRequest, tokenizer: &Tokenizer) -> Result<Vec<PromptExa
         );
     }
     let order = Order::new(request.seed, "eval prompts", examples.len(), examples.len());
-    Ok(order.batch(0, request.samples).into_iter().map(|i| examples[i].clone()).collect())
+    Ok(order
+        .batch(0, request.samples)
+        .into_iter()
+        .map(|i| examples[i].clone())
+        .collect())
 }
 
 fn text(request: &EvalRequest, tokenizer: &Tokenizer, base: &Model) -> Result<Vec<LmRow>> {
-    let Some(path) = &request.text else { return Ok(Vec::new()) };
+    let Some(path) = &request.text else {
+        return Ok(Vec::new());
+    };
     let context = TEXT_CONTEXT.min(base.shape.max_positions);
     let rows = TokenRows::build(path, Split::Heldout, tokenizer, context, &request.cache)?;
     let indices: Vec<usize> = (0..rows.num_rows().min(TEXT_ROWS)).collect();

@@ -38,7 +38,10 @@ pub fn run(request: &GenerateRequest) -> Result<()> {
         .zip(&prompts)
         .flat_map(|(index, ids)| {
             let episode = move |copy| index * copies + copy;
-            (0..copies).map(move |c| Request { prompt_ids: ids.clone(), episode: episode(c) })
+            (0..copies).map(move |c| Request {
+                prompt_ids: ids.clone(),
+                episode: episode(c),
+            })
         })
         .collect();
     let samples = generation::generate(&model, &requests, &options)?;

@@ -24,7 +24,9 @@ const NEW_TOKENS: usize = 256;
 /// Prints one JSON object of measurements. Fails where no GPU can be used or a number is not finite.
 pub fn run() -> Result<()> {
     let device = compute::device("cuda")?;
-    let Some(cuda) = torch_ext::cuda::load()? else { bail!("no usable GPU") };
+    let Some(cuda) = torch_ext::cuda::load()? else {
+        bail!("no usable GPU")
+    };
     let shape = shape();
     let model = Model::init(&shape, Head::Token, 1, device, Kind::BFloat16);
     let train_s = training_steps(&model, &shape)?;
@@ -42,7 +44,9 @@ pub fn run() -> Result<()> {
         "sample_tokens_per_s": tokens as f64 / sample_s,
         "sample_peak_bytes": cuda.peak_bytes(0)?,
     });
-    emit(&Event::Output { line: line.to_string() });
+    emit(&Event::Output {
+        line: line.to_string(),
+    });
     Ok(())
 }
 
@@ -66,7 +70,9 @@ fn shape() -> ModelShape {
 
 fn tokens(row: u64, count: usize, vocab_size: usize) -> Vec<u32> {
     let id = |position| seeds::key(1, "gpu check", row, position) % vocab_size as u64;
-    (0..count as u64).map(|position| id(position) as u32).collect()
+    (0..count as u64)
+        .map(|position| id(position) as u32)
+        .collect()
 }
 
 /// Seconds of two updates; the first one also loads kernels.
@@ -99,7 +105,10 @@ fn training_steps(model: &Model, shape: &ModelShape) -> Result<[f64; 2]> {
         let started = Instant::now();
         let loss = lm_backward(model, &mut stepper, &rows, &options)?.mean();
         let update = stepper.update(step)?;
-        ensure!(loss.is_finite() && update.grad_norm > 0.0, "loss {loss}, {update:?}");
+        ensure!(
+            loss.is_finite() && update.grad_norm > 0.0,
+            "loss {loss}, {update:?}"
+        );
         *seconds = started.elapsed().as_secs_f64();
     }
     Ok(seconds)
@@ -127,7 +136,10 @@ fn sampling(model: &Model, shape: &ModelShape) -> Result<(f64, usize)> {
     let started = Instant::now();
     let samples = generation::generate(model, &requests, &options)?;
     let tokens = samples.iter().map(|sample| sample.output_ids.len()).sum();
-    let finite = samples.iter().flat_map(|s| &s.logprobs).all(|logprob| logprob.is_finite());
+    let finite = samples
+        .iter()
+        .flat_map(|s| &s.logprobs)
+        .all(|logprob| logprob.is_finite());
     ensure!(finite, "a sampled log-probability is not finite");
     Ok((started.elapsed().as_secs_f64(), tokens))
 }

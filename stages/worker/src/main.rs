@@ -66,7 +66,9 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             tracing::error!("{error:#}");
-            emit(&Event::Failed { error: format!("{error:#}") });
+            emit(&Event::Failed {
+                error: format!("{error:#}"),
+            });
             ExitCode::FAILURE
         }
     }
@@ -76,7 +78,11 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
     runtime::interrupt::install().context("cannot listen for signals")?;
     let lines = control::listen();
     match command {
-        Command::Stage { run_dir, stage, device } => return stage::run(run_dir, stage, device),
+        Command::Stage {
+            run_dir,
+            stage,
+            device,
+        } => return stage::run(run_dir, stage, device),
         Command::Generate { request } => generate::run(&parse(request)?)?,
         Command::Score { request } => score::run(&parse(request)?)?,
         Command::Chat { request } => chat::run(&parse(request)?, &lines)?,

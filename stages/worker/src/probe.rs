@@ -23,11 +23,15 @@ pub fn run() -> Result<()> {
         libtorch_version: torch_ext::libtorch_version()?,
         libtorch_dir: torch_ext::libtorch_dir()?,
         num_threads: tch::get_num_threads() as usize,
-        cuda_problem: crate::compute::device("cuda").err().map(|error| format!("{error:#}")),
+        cuda_problem: crate::compute::device("cuda")
+            .err()
+            .map(|error| format!("{error:#}")),
         gpu_expected: torch_ext::gpu_expected(),
         extension_problem: extension.err().map(|error| format!("{error:#}")),
         gpus,
     };
-    emit(&Event::Output { line: serde_json::to_string(&report)? });
+    emit(&Event::Output {
+        line: serde_json::to_string(&report)?,
+    });
     Ok(())
 }

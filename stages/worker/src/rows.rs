@@ -20,7 +20,10 @@ pub fn read(path: &Path) -> Result<Vec<Row>> {
     Ok(rows
         .into_iter()
         .enumerate()
-        .map(|(index, fields)| Row { fields, place: place(index) })
+        .map(|(index, fields)| Row {
+            fields,
+            place: place(index),
+        })
         .collect())
 }
 
@@ -45,7 +48,10 @@ impl Row {
         if let Some(messages) = self.messages()? {
             return Ok(tokenizer.encode(&tokenizer.render(&messages, false)?)?);
         }
-        bail!("{}: none of `input_ids`, `text`, `prompt`, `messages` is there", self.place)
+        bail!(
+            "{}: none of `input_ids`, `text`, `prompt`, `messages` is there",
+            self.place
+        )
     }
 
     /// Tokens to be continued. A `prompt` is raw; `messages` go through the template, with its
@@ -60,7 +66,10 @@ impl Row {
         if let Some(messages) = self.messages()? {
             return Ok(tokenizer.encode_prompt(&messages)?);
         }
-        bail!("{}: none of `input_ids`, `prompt`, `messages` is there", self.place)
+        bail!(
+            "{}: none of `input_ids`, `prompt`, `messages` is there",
+            self.place
+        )
     }
 
     fn input_ids(&self) -> Result<Option<Vec<u32>>> {

@@ -18,12 +18,18 @@ pub fn run(request: &ScoreRequest) -> Result<()> {
     let model = Model::load(&request.model, device, kind)?;
     let tokenizer = Tokenizer::load(&request.model)?;
     let rows = rows::read(&request.data)?;
-    let rows = rows.iter().map(|row| row.ids_to_score(&tokenizer)).collect::<Result<Vec<_>>>()?;
+    let rows = rows
+        .iter()
+        .map(|row| row.ids_to_score(&tokenizer))
+        .collect::<Result<Vec<_>>>()?;
     check(&rows, &model, &request.data.display().to_string())?;
     match model.head {
         Head::Token => {
             for chunk in rows.chunks(request.compute.batch) {
-                for (ids, logprobs) in chunk.iter().zip(logprobs(&model, chunk, tokenizer.pad_id())) {
+                for (ids, logprobs) in chunk
+                    .iter()
+                    .zip(logprobs(&model, chunk, tokenizer.pad_id()))
+                {
                     output(&json!({ "input_ids": ids, "logprobs": logprobs }));
                 }
             }
@@ -43,7 +49,9 @@ pub fn run(request: &ScoreRequest) -> Result<()> {
 }
 
 fn output(value: &serde_json::Value) {
-    emit(&Event::Output { line: value.to_string() });
+    emit(&Event::Output {
+        line: value.to_string(),
+    });
 }
 
 fn check(rows: &[Vec<u32>], model: &Model, path: &str) -> Result<()> {
@@ -55,10 +63,14 @@ fn check(rows: &[Vec<u32>], model: &Model, path: &str) -> Result<()> {
         }
         if row.len() > max_positions {
             let tokens = row.len();
-            bail!("{place}: has {tokens} tokens, the model's context is {max_positions}\n  hint: shorten it");
+            bail!(
+                "{place}: has {tokens} tokens, the model's context is {max_positions}\n  hint: shorten it"
+            );
         }
         if let Some(id) = row.iter().find(|id| **id as usize >= vocab_size) {
-            bail!("{place}: token {id} is not below the model's vocabulary of {vocab_size}\n  hint: use the model's own tokenizer");
+            bail!(
+                "{place}: token {id} is not below the model's vocabulary of {vocab_size}\n  hint: use the model's own tokenizer"
+            );
         }
     }
     Ok(())
@@ -72,10 +84,16 @@ fn logprobs(model: &Model, rows: &[Vec<u32>], pad_id: u32) -> Vec<Vec<f64>> {
         let hidden_btd = model.hidden(&input);
         model::response_logprobs(model, &hidden_btd, &input.ids_bt, 1, 1.0)
     });
-    rows.iter().zip(0..).map(|(row, b)| prefix(&logprobs_br.get(b), row.len() - 1)).collect()
+    rows.iter()
+        .zip(0..)
+        .map(|(row, b)| prefix(&logprobs_br.get(b), row.len() - 1))
+        .collect()
 }
 
 fn prefix(x_r: &Tensor, length: usize) -> Vec<f64> {
-    let x = x_r.narrow(0, 0, length as i64).to_kind(Kind::Double).to_device(Device::Cpu);
+    let x = x_r
+        .narrow(0, 0, length as i64)
+        .to_kind(Kind::Double)
+        .to_device(Device::Cpu);
     Vec::try_from(x).unwrap_or_default()
 }

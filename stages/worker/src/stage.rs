@@ -19,7 +19,12 @@ pub fn run(run_dir: &Path, name: &str, device: &str) -> Result<ExitCode> {
         bail!("{} has no stage `{name}`", run.plan_path().display());
     };
     let device = crate::compute::device(device)?;
-    tracing::info!(stage = name, ?device, threads = tch::get_num_threads(), "started");
+    tracing::info!(
+        stage = name,
+        ?device,
+        threads = tch::get_num_threads(),
+        "started"
+    );
     let ctx = StageContext::new(run, stage.clone(), plan.seed, device)?;
     let outcome = match &ctx.plan.task {
         Task::Pretrain(task) => pretrain::run(&ctx, task)?,
@@ -30,6 +35,9 @@ pub fn run(run_dir: &Path, name: &str, device: &str) -> Result<ExitCode> {
         Task::Import(_) | Task::Tokenizer(_) => bail!("stage `{name}` needs no worker"),
     };
     let interrupted = outcome == Outcome::Interrupted;
-    emit(&Event::Finished { stage: name.to_owned(), interrupted });
+    emit(&Event::Finished {
+        stage: name.to_owned(),
+        interrupted,
+    });
     Ok(ExitCode::SUCCESS)
 }

@@ -24,7 +24,10 @@ pub fn response_logprobs(
             let ids_bt = &input.ids_bt;
             model::response_logprobs(model, &hidden_btd, ids_bt, start as i64, temperature)
         });
-        rows.extend(truncated(&logprobs_br, chunk.iter().map(|(_, response)| response.len())));
+        rows.extend(truncated(
+            &logprobs_br,
+            chunk.iter().map(|(_, response)| response.len()),
+        ));
     }
     rows
 }
@@ -32,7 +35,14 @@ pub fn response_logprobs(
 /// The rows of a response-shaped tensor, each at its true length.
 pub fn truncated(x_br: &Tensor, lengths: impl Iterator<Item = usize>) -> Vec<Vec<f64>> {
     let num_columns = x_br.size()[1].max(1) as usize;
-    let flat = x_br.to_device(Device::Cpu).to_kind(Kind::Double).contiguous().flatten(0, -1);
+    let flat = x_br
+        .to_device(Device::Cpu)
+        .to_kind(Kind::Double)
+        .contiguous()
+        .flatten(0, -1);
     let flat: Vec<f64> = Vec::try_from(flat).unwrap_or_default();
-    flat.chunks(num_columns).zip(lengths).map(|(row, length)| row[..length].to_vec()).collect()
+    flat.chunks(num_columns)
+        .zip(lengths)
+        .map(|(row, length)| row[..length].to_vec())
+        .collect()
 }
