@@ -257,7 +257,8 @@ fn make_targets() -> Outcome<BTreeSet<String>> {
     Ok(said
         .out
         .lines()
-        .filter_map(|line| line.split_whitespace().next())
+        .filter_map(|line| line.split_once("  "))
+        .flat_map(|(targets, _)| targets.split(' '))
         .map(str::to_owned)
         .collect())
 }

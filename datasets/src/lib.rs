@@ -8,7 +8,7 @@
 //! configuration file. What it makes are vectors of numbers, the same for the same input, seed and
 //! position, whatever ran before.
 //!
-//! **Reading order:** [`rows`] (what a dataset is), [`files`] (how it lies on disk), [`import`]
+//! **Reading order:** [`rows`] (what a dataset is), [`files`] (how it lies on disk), [`mod@import`]
 //! and [`split`] (where it comes from), [`tokenizer`], [`template`] and [`dialogue`] (how it
 //! becomes ids), [`examples`] and [`pack`] (what stages get), [`loader`] and [`collate`] (when and
 //! in which shape).

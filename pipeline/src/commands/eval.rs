@@ -218,7 +218,7 @@ fn report(answer: &Answer, accuracy: Option<f64>, root: &Path) -> String {
     }
     for conversation in &answer.conversations {
         let Conversation { prompt, sft, ppo } = conversation;
-        let _ = write!(text, "\n  user  {prompt}\n  SFT   {sft}\n  PPO   {ppo}\n",);
+        let _ = write!(text, "\n  user  {prompt}\n  SFT   {sft}\n  PPO   {ppo}\n");
     }
     let _ = writeln!(text, "\nnumbers: {}", root.join("eval.json").display());
     let page = root.join("report.html");

@@ -7,7 +7,7 @@
 //! responses depend on the seed and the prompt's place alone, so a run that was killed goes on with
 //! the part that it was writing.
 //!
-//! Reading order: [`run`], [`rank`].
+//! Reading order: [`run()`], [`ranks`].
 
 mod rank;
 mod run;

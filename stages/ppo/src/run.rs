@@ -210,7 +210,7 @@ impl<'a> Ppo<'a> {
     }
 
     fn is_due(&self, every: u64) -> bool {
-        self.state.iteration % every == 0 || self.state.iteration == self.plan.iterations
+        self.state.iteration.is_multiple_of(every) || self.state.iteration == self.plan.iterations
     }
 
     fn save(&mut self) -> Result<(), PpoError> {

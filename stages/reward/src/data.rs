@@ -74,7 +74,7 @@ impl Data {
         let overlong = trainer::overlong(plan.overlong);
         let (examples, _) = sft_examples(&rows, tokenizer, plan.context, overlong)?;
         Ok(examples
-            .into_iter()
+            .iter()
             .map(until_last_answer)
             .filter(|ids| !ids.is_empty())
             .collect())
@@ -82,7 +82,7 @@ impl Data {
 }
 
 /// A dialogue up to the end of its last assistant turn, where a reward is read.
-fn until_last_answer(example: datasets::collate::SftExample) -> Vec<u32> {
+fn until_last_answer(example: &datasets::collate::SftExample) -> Vec<u32> {
     let end = example
         .loss
         .iter()

@@ -96,7 +96,7 @@ pub enum Task {
     Ppo(Box<PpoPlan>),
 }
 
-/// See [`datasets::import`].
+/// See [`datasets::import()`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImportPlan {
     /// The format's name, as in the configuration.
