@@ -35,14 +35,19 @@ setup: .venv/.ready ## libtorch (the pinned PyTorch wheel) into ./.venv; once, a
 
 build: setup ## build rlhf and rlhf-worker (release; about 10 minutes the first time on two cores)
 	$(CARGO) build --release --locked --bins
-	@[ "$(TARGET)" = target ] || { mkdir -p target; ln -sfn "$(abspath $(TARGET))/release" target/release; }
+	@[ "$(TARGET)" = target ] || { mkdir -p target; rm -rf target/release; ln -sfn "$(abspath $(TARGET))/release" target/release; }
 
 experiments/demo/data/dataset.json: | setup
 	$(PIP) --no-deps chitchat-dataset==0.9.0
 	@mkdir -p $(@D)
 	cp .venv/lib/python3*/site-packages/chitchat_dataset/dataset.json $@
 
-demo: build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 8 minutes): base, SFT, reward model, PPO, report
+.PHONY: about-demo
+about-demo:
+	@echo "demo: a base model, SFT, a reward model and PPO on real dialogue; about 8 minutes on two cores,"
+	@echo "      after a set-up of about 15 minutes the first time (5 GB of libtorch, then the build)"
+
+demo: about-demo build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 8 minutes): base, SFT, reward model, PPO, report
 	$(RLHF) run experiments/demo/pipeline.toml --run-dir runs/demo $(FLAGS)
 	$(RLHF) inspect runs/demo --html runs/demo/report.html --svg runs/demo/svg
 	$(RLHF) eval experiments/demo/pipeline.toml --run-dir runs/demo

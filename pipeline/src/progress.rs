@@ -185,7 +185,11 @@ mod tests {
 
     #[test]
     fn only_known_metrics_are_shown_in_a_fixed_order() {
-        let metrics = [("objective/kl", 1.234), ("loss/train", 2.0), ("mfu", 0.1)];
+        let metrics = [
+            ("objective/kl", 1.234),
+            ("loss/train", 2.0),
+            ("optimizer/lr", 0.1),
+        ];
         let metrics = metrics.map(|(name, value)| (name.to_owned(), value)).into();
         assert_eq!(summary(&metrics), "loss 2.000  kl 1.23");
         assert!(

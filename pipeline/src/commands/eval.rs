@@ -235,7 +235,13 @@ fn percent(share: f64) -> String {
 /// Was the text sacrificed for the score?
 fn verdict(models: &Models) -> String {
     let Models { base: _, sft, ppo } = models;
+    let gain = ppo.gold.zip(sft.gold).map(|(after, before)| after - before);
     let checks = [
+        (
+            "gold score at least 0.4 above SFT's",
+            gain.is_none_or(|gain| gain >= 0.4),
+        ),
+        ("KL to SFT at most 8 nats", ppo.kl <= 8.0),
         (
             "distinct-2 at least 0.9 x SFT's",
             ppo.distinct_2 >= 0.9 * sft.distinct_2,
@@ -265,11 +271,10 @@ fn verdict(models: &Models) -> String {
     for (name, holds) in checks {
         let _ = writeln!(text, "{} {name}", if holds { "ok  " } else { "NOT " });
     }
-    if let (Some(before), Some(after)) = (sft.gold, ppo.gold) {
+    if let Some(gain) = gain {
         let _ = writeln!(
             text,
-            "\ngold: {:+.3} by PPO, at a KL of {:.2} nats",
-            after - before,
+            "\ngold: {gain:+.3} by PPO, at a KL of {:.2} nats",
             ppo.kl
         );
     }

@@ -3,12 +3,12 @@
 use datasets::Tokenizer;
 use datasets::collate::PromptExample;
 use generation::{Finish, Request, Sample, SamplingOptions};
-use judge::{GoldRule, response_logprobs};
+use judge::{GoldRule, response_logprobs, text};
 use model::Model;
 use serde::Serialize;
 use trainer::{LmRow, lm_evaluate};
 
-use crate::{EvalError, text};
+use crate::EvalError;
 
 /// What every model is evaluated on, and against.
 pub struct Evaluation<'a> {

@@ -6,10 +6,9 @@
 //! *Architecture invariant*: this crate trains nothing and knows of no stage. Every model is sampled
 //! with the same random numbers.
 //!
-//! Reading order: [`evaluate`] (what is measured), [`text`] (checks of the text itself).
+//! Reading order: [`evaluate()`]; the checks of the text itself are [`judge::text`].
 
 mod evaluate;
-pub mod text;
 
 pub use evaluate::{Evaluation, Report, Sampled, evaluate, sample};
 

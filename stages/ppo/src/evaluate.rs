@@ -132,6 +132,8 @@ pub fn evaluate(
         .into_iter()
         .filter_map(|(from, to)| measured.get(from).map(|value| (to, *value)))
         .collect();
+    let texts: Vec<String> = episodes.iter().map(|e| e.response_text.clone()).collect();
+    metrics.insert("heldout/distinct2", judge::text::distinct_2(&texts));
     if !heldout.text.is_empty() {
         let rows: Vec<_> = heldout
             .text

@@ -13,7 +13,7 @@ use model::{Input, Model};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::PpoError;
-use crate::advantage::{gae, token_rewards};
+use crate::advantage::{Moments, gae, token_rewards, whiten};
 use crate::data::Models;
 
 /// One episode: a prompt, the response that the policy made, and all that was computed of it.
@@ -250,13 +250,13 @@ pub fn estimate(episodes: &mut [Episode], kl_coef: f64, gamma: f64, lambda: f64)
     }
 }
 
-/// The tensors of some episodes for the update of `model`; advantages are shifted by `mean` and
-/// divided by `deviation`.
+/// The tensors of some episodes for the update of `model`; advantages are whitened by the given
+/// moments, or stay as they are.
 pub fn to_batch(
     episodes: &[Episode],
     pad_id: u32,
     model: &Model,
-    (mean, deviation): (f64, f64),
+    whitening: Option<&Moments>,
 ) -> EpisodeBatch {
     let (input, response_start) = model_input(episodes, pad_id, model);
     let options = (number_kind(model), model.device());
@@ -266,7 +266,11 @@ pub fn to_batch(
             .to_kind(options.0)
     };
     let mask_br = response_mask(episodes, options);
-    let advantages_br = (column(|e| &e.advantages) - mean) / deviation * &mask_br;
+    let advantages_br = column(|e| &e.advantages);
+    let advantages_br = match whitening {
+        Some(moments) => whiten(&advantages_br, &mask_br, moments),
+        None => advantages_br,
+    };
     EpisodeBatch {
         input,
         response_start,

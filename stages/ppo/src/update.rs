@@ -41,8 +41,7 @@ pub struct Report {
     skipped: u64,
     gap_sum: f64,
     gap_tokens: f64,
-    /// Largest gap between sampled and recomputed log-probabilities, before the first update.
-    pub gap_max: f64,
+    gap_max: f64,
 }
 
 /// One iteration's episodes and how to learn from them.
@@ -128,6 +127,14 @@ fn policy_update(
             &batch,
             before_any_update,
         );
+    }
+    if before_any_update && report.gap_max > lesson.plan.max_logprob_gap {
+        let (iteration, bound) = (lesson.iteration + 1, lesson.plan.max_logprob_gap);
+        return Err(PpoError::LogprobGap {
+            iteration,
+            gap: report.gap_max,
+            bound,
+        });
     }
     report.tokens += tokens;
     if let (Some(text), Some(ptx)) = (lesson.text, &lesson.plan.ptx) {
@@ -221,11 +228,7 @@ fn num_tokens(episodes: &[Episode]) -> f64 {
 
 impl Lesson<'_> {
     fn batch(&self, episodes: &[Episode], models: &Models, model: &model::Model) -> EpisodeBatch {
-        let whitening = if self.plan.whiten_advantages {
-            (self.whitening.mean, self.whitening.deviation + 1e-8)
-        } else {
-            (0.0, 1.0)
-        };
+        let whitening = self.plan.whiten_advantages.then_some(self.whitening);
         to_batch(episodes, models.tokenizer.pad_id(), model, whitening)
     }
 }

@@ -36,7 +36,9 @@ impl Data {
         let heldout = rows(ctx, plan, tokenizer, Split::Heldout, "held-out", 1)?;
         let num_heldout = plan.train.eval_examples.min(heldout.num_rows());
         let indices: Vec<usize> = (0..num_heldout).collect();
-        let num_tokens = (heldout.num_rows() * plan.context) as f64;
+        // A row's first token is not predicted, so its bytes do not count either.
+        let predicted = (num_heldout * (plan.context - 1)) as f64;
+        let bytes_per_token = heldout.bytes_of(&indices)? as f64 / predicted;
         Ok(Self {
             order: Order::new(ctx.seed, "pretrain", train.num_rows(), train.num_rows()),
             train,
@@ -45,7 +47,7 @@ impl Data {
                 .into_iter()
                 .map(LmRow::plain)
                 .collect(),
-            bytes_per_token: heldout.num_bytes() as f64 / num_tokens,
+            bytes_per_token,
         })
     }
 

@@ -35,7 +35,7 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
         if session.evaluation_is_due() {
             let heldout = &data.heldout;
             let loss = evaluate(&session.model, heldout, pad_id, micro_batch, &mut metrics);
-            session.select(loss)?;
+            session.select(loss);
         }
         let tokens: usize = batch.iter().flat_map(|e| &e.responses).map(Vec::len).sum();
         session.end_step(metrics, tokens as f64)?;

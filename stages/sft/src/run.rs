@@ -27,7 +27,7 @@ pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
             let (pad_id, micro_batch) = (options.pad_id, options.micro_batch);
             let heldout = lm_evaluate(&session.model, &data.heldout, pad_id, micro_batch)?;
             metrics.insert("loss/heldout", heldout.mean());
-            session.select(heldout.mean())?;
+            session.select(heldout.mean());
         }
         let tokens: usize = batch.iter().map(|row| row.ids.len()).sum();
         session.end_step(metrics, tokens as f64)?;

@@ -7,11 +7,12 @@
 //! numbers: it neither samples nor trains, and a score depends on its text alone, on no batch mate, no
 //! padding and no order.
 //!
-//! Reading order: [`gold`], `vader` (the rules of sentiment), [`reward`], [`likelihood`].
+//! Reading order: [`gold`], `vader` (the rules of sentiment), [`reward`], [`likelihood`], [`text`].
 
 pub mod gold;
 pub mod likelihood;
 pub mod reward;
+pub mod text;
 mod vader;
 
 pub use gold::GoldRule;

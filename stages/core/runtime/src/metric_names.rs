@@ -203,7 +203,6 @@ pub const METRICS: &[MetricSpec] = &[
     ),
     metric("time/update", "s", "gradient updates on the rollout"),
     metric("time/evaluate", "s", "evaluation on held-out data"),
-    metric("time/save", "s", "writing of the snapshot"),
     metric(
         "tokens_per_second",
         "tokens/s",
@@ -213,12 +212,6 @@ pub const METRICS: &[MetricSpec] = &[
         "episodes_per_second",
         "episodes/s",
         "episodes collected and learned from per second",
-    ),
-    metric("mfu", "1", "model FLOPs over the device's peak"),
-    metric(
-        "memory/peak_bytes",
-        "bytes",
-        "largest memory use so far (CUDA: allocated; CPU: resident)",
     ),
     metric(
         "data/epoch",

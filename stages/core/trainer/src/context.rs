@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use datasets::Tokenizer;
 use model::Model;
-use recipe::plan::{Dtype, Source, StagePlan, Task};
+use recipe::plan::{Dtype, Source, StagePlan};
 use runtime::files::write_json;
 use runtime::hash::{hash_file, hash_json};
 use runtime::manifest::{Manifest, files_below};
@@ -45,7 +45,7 @@ impl StageContext {
         device: Device,
     ) -> Result<Self, TrainerError> {
         let mut parents = BTreeMap::new();
-        for (reference, path) in inputs(&plan.task, &run) {
+        for (reference, path) in inputs(&plan, &run) {
             parents.insert(reference, identity(&path)?);
         }
         let (stage, kind) = (run.stage(&plan.name), kind_of(plan.execution.dtype));
@@ -131,42 +131,16 @@ fn path_of(source: &Source, run: &RunFolder) -> PathBuf {
     }
 }
 
-/// Reference and path of everything that a task reads.
-fn inputs(task: &Task, run: &RunFolder) -> Vec<(String, PathBuf)> {
-    let named = |source: &Source| {
-        let reference = match source {
+/// Reference and path of everything that a stage reads.
+fn inputs(plan: &StagePlan, run: &RunFolder) -> Vec<(String, PathBuf)> {
+    let named = |(_, source): (String, Source)| {
+        let reference = match &source {
             Source::Stage { name } => format!("stage:{name}"),
             Source::Path { path } => format!("path:{}", path.display()),
         };
-        (reference, path_of(source, run))
+        (reference, path_of(&source, run))
     };
-    if let Task::Import(plan) = task {
-        return plan
-            .path
-            .iter()
-            .map(|p| (format!("path:{}", p.display()), p.clone()))
-            .collect();
-    }
-    sources(task).into_iter().map(named).collect()
-}
-
-fn sources(task: &Task) -> Vec<&Source> {
-    match task {
-        Task::Import(_) => Vec::new(),
-        Task::Tokenizer(plan) => vec![&plan.data],
-        Task::Pretrain(plan) => vec![&plan.data, &plan.tokenizer],
-        Task::Sft(plan) => vec![&plan.model, &plan.data],
-        Task::Label(plan) => vec![&plan.model, &plan.prompts],
-        Task::Reward(plan) => [&plan.model, &plan.data]
-            .into_iter()
-            .chain(&plan.demonstrations)
-            .collect(),
-        Task::Ppo(plan) => [&plan.model, &plan.prompts]
-            .into_iter()
-            .chain(plan.reward.iter().map(|reward| &reward.model))
-            .chain(plan.ptx.iter().map(|ptx| &ptx.data))
-            .collect(),
-    }
+    plan.inputs().into_iter().map(named).collect()
 }
 
 /// What a file or folder is: its manifest's id, or a hash of its contents.

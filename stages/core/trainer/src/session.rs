@@ -5,7 +5,7 @@
 //! while session.is_running() {
 //!     ... forward, backward ...
 //!     session.update(&mut metrics)?;
-//!     if session.evaluation_is_due() { ...; session.select(heldout_loss)?; }
+//!     if session.evaluation_is_due() { ...; session.select(heldout_loss); }
 //!     session.end_step(&metrics)?;
 //! }
 //! session.finish()
@@ -36,6 +36,7 @@ pub struct Session<'a> {
     /// Updates in all.
     pub steps: u64,
     plan: &'a TrainPlan,
+    num_examples: usize,
     best: Option<Best>,
     log: Progress,
     started: Instant,
@@ -99,6 +100,7 @@ impl<'a> Session<'a> {
             step: state.step,
             steps,
             plan,
+            num_examples,
             best: state.best,
             log,
             started: Instant::now(),
@@ -137,35 +139,36 @@ impl<'a> Session<'a> {
         self.step.is_multiple_of(self.plan.eval_every) || self.step == self.steps
     }
 
-    /// Reports the held-out loss of the weights as they are; the lowest one becomes `final/`.
-    ///
-    /// # Errors
-    /// Where the weights of a new best cannot be saved.
-    pub fn select(&mut self, heldout_loss: f64) -> Result<(), TrainerError> {
-        if self.best.is_none_or(|best| heldout_loss < best.loss) {
+    /// Reports the held-out loss of the weights as they are; the lowest one becomes `final/`, so
+    /// [`Self::end_step`] saves a new best. A loss that is not a number is worse than any other.
+    pub fn select(&mut self, heldout_loss: f64) {
+        if self
+            .best
+            .is_none_or(|best| heldout_loss.total_cmp(&best.loss).is_lt())
+        {
             self.best = Some(Best {
                 step: self.step,
                 loss: heldout_loss,
             });
-            self.save()?;
         }
-        Ok(())
     }
 
-    /// Logs the step, saves a snapshot when one is due, and notices a request to stop.
+    /// Logs the step, then saves a snapshot when one is due or the weights are the best so far, and notices a request to stop.
     ///
     /// # Errors
     /// Where the log or the snapshot cannot be written.
     pub fn end_step(&mut self, mut metrics: Metrics, tokens: f64) -> Result<(), TrainerError> {
         let seconds = self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
+        let seen = self.step as f64 * self.plan.batch as f64;
+        metrics.insert("data/epoch", seen / self.num_examples as f64);
         metrics.insert("time/step", seconds);
         metrics.insert("tokens_per_second", tokens / seconds);
         self.log.step(self.step, &metrics)?;
         self.interrupted = runtime::interrupt::requested() && self.step < self.steps;
         let due = self.step.is_multiple_of(self.ctx.plan.execution.save_every);
-        let just_saved = self.best.is_some_and(|best| best.step == self.step);
-        if (due || self.interrupted) && !just_saved {
+        let is_best = self.best.is_some_and(|best| best.step == self.step);
+        if due || is_best || self.interrupted {
             self.save()?;
         }
         Ok(())
