@@ -103,8 +103,8 @@ fn an_unknown_or_misspelt_key() -> Outcome {
 #[test]
 fn several_mistakes_are_told_at_once() -> Outcome {
     let mut case = Case::tiny()?;
-    let first = case.replace("sft", "steps = 60", "stepps = 60");
-    let second = case.replace("reward", "steps = 40", "stps = 40");
+    let first = case.replace("sft", "steps = 120", "stepps = 120");
+    let second = case.replace("reward", "steps = 60", "stps = 60");
     case.is_refused(&[&first, "stages.sft.stepps", &second, "stages.reward.stps"]);
     Ok(())
 }
