@@ -18,7 +18,7 @@ need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it w
 .PHONY: help setup build demo test check pretrain sft reward ppo inspect plan dist gpu-check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z -]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 26
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/.ready ## libtorch (the pinned PyTorch wheel) into ./.venv; once, about 5 GB
 
@@ -61,8 +61,19 @@ check: setup ## formatting, lints, docs, then all tests: what CI runs
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@$(MAKE) --no-print-directory test
 
-pretrain sft reward ppo: build ## run the stages of one kind: make sft CONFIG=experiments/demo/pipeline.toml
-	$(RLHF) run $(CONFIG) --kind $@ $(FLAGS)
+run_kind = $(RLHF) run $(CONFIG) --kind $@ $(FLAGS)
+
+pretrain: build ## run the stages of kind pretrain, and what they need: make pretrain CONFIG=experiments/demo/pipeline.toml
+	$(run_kind)
+
+sft: build ## run the stages of kind sft, and what they need: make sft CONFIG=experiments/demo/pipeline.toml
+	$(run_kind)
+
+reward: build ## run the stages of kind reward, and what they need: make reward CONFIG=experiments/demo/pipeline.toml
+	$(run_kind)
+
+ppo: build ## run the stages of kind ppo, and what they need: make ppo CONFIG=experiments/demo/pipeline.toml
+	$(run_kind)
 
 inspect: build ## curves and numbers of a run: make inspect RUN=runs/demo
 	$(RLHF) inspect $(RUN) $(FLAGS)
