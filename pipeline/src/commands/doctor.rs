@@ -7,12 +7,11 @@ use std::thread;
 
 use anyhow::anyhow;
 use recipe::request::ProbeReport;
-use runtime::Event;
 
-use super::{TICK, print};
+use super::{last_line, print};
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::{self, Libtorch, LibtorchError, Places, WANTED};
-use crate::worker::{self, Incoming, Worker, WorkerError};
+use crate::worker::{self, Worker, WorkerError};
 
 /// One thing that was looked at.
 #[derive(Debug, PartialEq, Eq)]
@@ -141,19 +140,8 @@ fn worker_finding(program: &Result<PathBuf, WorkerError>) -> Finding {
 }
 
 fn probe(libtorch: &Libtorch) -> Result<ProbeReport, WorkerError> {
-    let mut worker = Worker::start(libtorch, &["probe"], None)?;
-    let mut report = None;
-    loop {
-        match worker.receive(TICK) {
-            Some(Incoming::Event(Event::Output { line })) => {
-                report = serde_json::from_str(&line).ok();
-            }
-            Some(Incoming::Closed) => break,
-            _ => {}
-        }
-    }
-    worker.finish()?;
-    report.ok_or_else(|| {
+    let answer = last_line(Worker::start(libtorch, &["probe"], None)?)?;
+    serde_json::from_str(&answer).map_err(|_| {
         let words = "rlhf and rlhf-worker are of different versions\n  hint: `make build`";
         WorkerError::Failed(words.to_owned())
     })

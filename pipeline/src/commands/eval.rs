@@ -90,8 +90,6 @@ pub fn run(args: &EvalArgs) -> Outcome {
             )));
         }
     }
-    let mut compute = args.compute.resolve();
-    compute.batch = compute.batch.max(1);
     let request = EvalRequest {
         base: lineage.base.clone(),
         reference: lineage.sft.clone(),
@@ -104,7 +102,7 @@ pub fn run(args: &EvalArgs) -> Outcome {
         sampling: lineage.ppo.sampling.clone(),
         gold: lineage.ppo.gold,
         show: args.show,
-        compute,
+        compute: args.compute.resolve(),
     };
     let line = ask("eval", &request)?;
     let value: Value = serde_json::from_str(&line)
@@ -129,12 +127,15 @@ fn path(run: &RunFolder, source: &Source) -> PathBuf {
 
 /// The last PPO stage, and what it descends from.
 fn lineage<'a>(plan: &'a Plan, run: &RunFolder) -> Outcome<Lineage<'a>> {
-    let stages = plan.stages.iter().rev();
-    let found = stages.filter_map(|stage| match &stage.task {
-        Task::Ppo(ppo) => Some((stage, &**ppo)),
-        _ => None,
-    });
-    let Some((stage, ppo)) = found.into_iter().next() else {
+    let last = plan
+        .stages
+        .iter()
+        .rev()
+        .find_map(|stage| match &stage.task {
+            Task::Ppo(ppo) => Some((stage, &**ppo)),
+            _ => None,
+        });
+    let Some((stage, ppo)) = last else {
         return Err(Failure::Usage(anyhow!(
             "{} has no stage of kind ppo\n  hint: eval compares a policy with what it descends from",
             plan.source.display()

@@ -1,8 +1,8 @@
 //! `rlhf gpu-check`: does CUDA compute what the CPU computes?
 //!
-//! The tiny pipeline runs on the CPU. Then every stage runs again on CUDA *from the CPU's artefacts*,
-//! so that differences cannot grow from stage to stage, and the first updates are compared. Last, a
-//! 1.3B model is trained and sampled in bf16.
+//! First a 1.3B model is trained and sampled in bf16, which fails at once where CUDA cannot be used.
+//! Then the tiny pipeline runs on the CPU, and every stage again on CUDA *from the CPU's artefacts*, so
+//! that differences cannot grow from stage to stage; the first updates are compared.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,6 @@ const STEPS_COMPARED: u64 = 3;
 pub fn run(args: &GpuCheckArgs) -> Outcome {
     let config = config(args)?;
     let (cpu, cuda) = (args.run_dir.join("cpu"), args.run_dir.join("cuda"));
-    // First the question that needs no training: can CUDA be used at all?
     eprintln!("1.3B model in bf16: two training steps, then sampling");
     let figures = worker_answer(&["gpu-check"])?;
     let _ = print(&figures);
@@ -164,5 +163,5 @@ fn compare_stage(plan: &Plan, name: &str, cpu: &Path, cuda: &Path) -> Outcome<f6
 /// Runs the worker to its end; returns the last line of its data.
 fn worker_answer(args: &[&str]) -> Outcome<String> {
     let worker = Worker::start(&find_libtorch()?, args, None).map_err(Failure::run)?;
-    last_line(worker)
+    last_line(worker).map_err(Failure::run)
 }

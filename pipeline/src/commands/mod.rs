@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::failure::{Failure, Outcome};
 use crate::libtorch::{self, Libtorch, Places};
-use crate::worker::{Incoming, Worker};
+use crate::worker::{Incoming, Worker, WorkerError};
 
 /// How long to wait for the worker before looking at other things.
 const TICK: Duration = Duration::from_millis(100);
@@ -53,18 +53,18 @@ fn relay(command: &str, request: &impl Serialize) -> Outcome {
 
 /// Puts a request to the worker and returns the last line of its data.
 fn ask(command: &str, request: &impl Serialize) -> Outcome<String> {
-    last_line(start(command, request)?)
+    last_line(start(command, request)?).map_err(Failure::run)
 }
 
 /// Waits for the worker's end; returns the last line of its data.
-fn last_line(mut worker: Worker) -> Outcome<String> {
+fn last_line(mut worker: Worker) -> Result<String, WorkerError> {
     let mut answer = String::new();
     loop {
         match worker.receive(TICK) {
             Some(Incoming::Event(Event::Output { line })) => answer = line,
             Some(Incoming::Event(Event::Note { text })) => eprintln!("{text}"),
             Some(Incoming::Closed) => {
-                worker.finish().map_err(Failure::run)?;
+                worker.finish()?;
                 return Ok(answer);
             }
             _ => {}

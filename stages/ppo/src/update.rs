@@ -117,16 +117,9 @@ fn policy_update(
         (&loss.sum / tokens).backward();
         tape.backward(&models.policy)?;
         steppers.policy.accumulate();
-        steppers
-            .policy
-            .observe_loss(loss.sum.double_value(&[]) / tokens);
-        report.observe_policy(
-            &loss.sum,
-            loss.clipped,
-            &logprobs_br,
-            &batch,
-            before_any_update,
-        );
+        let sum = loss.sum.double_value(&[]);
+        steppers.policy.observe_loss(sum / tokens);
+        report.observe_policy(sum, loss.clipped, &logprobs_br, &batch, before_any_update);
     }
     if before_any_update && report.gap_max > lesson.plan.max_logprob_gap {
         let (iteration, bound) = (lesson.iteration + 1, lesson.plan.max_logprob_gap);
@@ -236,7 +229,7 @@ impl Lesson<'_> {
 impl Report {
     fn observe_policy(
         &mut self,
-        loss: &Tensor,
+        loss: f64,
         clipped: f64,
         logprobs_br: &Tensor,
         batch: &EpisodeBatch,
@@ -245,7 +238,7 @@ impl Report {
         let mask_br = &batch.mask_br;
         let difference_br = no_grad(|| (logprobs_br.detach() - &batch.logprobs_br) * mask_br);
         let sum = |x: &Tensor| x.sum(Kind::Double).double_value(&[]);
-        self.policy_loss += loss.double_value(&[]);
+        self.policy_loss += loss;
         self.clipped += clipped;
         self.approx_kl += sum(&difference_br.square()) / 2.0;
         self.ratio_max = self

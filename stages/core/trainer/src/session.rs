@@ -153,7 +153,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Logs the step, then saves a snapshot when one is due or the weights are the best so far, and notices a request to stop.
+    /// Logs the step, then saves a snapshot when one is due or the weights are the best so far, and
+    /// notices a request to stop.
     ///
     /// # Errors
     /// Where the log or the snapshot cannot be written.
