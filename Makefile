@@ -49,8 +49,8 @@ about-demo:
 
 demo: about-demo build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 8 minutes): base, SFT, reward model, PPO, report
 	$(RLHF) run experiments/demo/pipeline.toml --run-dir runs/demo $(FLAGS)
+	$(RLHF) eval experiments/demo/pipeline.toml --run-dir runs/demo > /dev/null
 	$(RLHF) inspect runs/demo --html runs/demo/report.html --svg runs/demo/svg
-	$(RLHF) eval experiments/demo/pipeline.toml --run-dir runs/demo
 
 test: build ## all tests
 	$(CARGO) test --release --locked --workspace

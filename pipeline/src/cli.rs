@@ -78,7 +78,7 @@ One line is one message; Ctrl-D ends the conversation.")]
 Example:
   rlhf eval experiments/demo/pipeline.toml --samples 512
 
-Also writes eval.json into the run folder.")]
+Also writes eval.json into the PPO stage's folder; `rlhf inspect` shows it.")]
     Eval(EvalArgs),
     /// Run the tiny pipeline on CUDA against the CPU, and a 1.3B model in bf16.
     #[command(after_help = "\

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use datasets::{
     DataError, DatasetKind, ImportFormat, ImportOptions, Split, Text, Tokenizer, dataset_file,
 };
-use recipe::plan::{ImportPlan, Plan, Source, StagePlan, Task, TokenizerPlan};
+use recipe::plan::{ImportPlan, Plan, StagePlan, Task, TokenizerPlan};
 use runtime::{Manifest, RunFolder, WholeFolder};
 use serde_json::{Value, json};
 
@@ -75,11 +75,7 @@ fn import_data(import: &ImportPlan, seed: u64, run: &RunFolder, stage: &StagePla
 }
 
 fn train_tokenizer(tokenizer: &TokenizerPlan, run: &RunFolder, stage: &StagePlan) -> Result<Made> {
-    let data = match &tokenizer.data {
-        Source::Stage { name } => run.stage(name).final_dir(),
-        Source::Path { path } => path.clone(),
-    };
-    let file = dataset_file(&data, DatasetKind::Text, Split::Train);
+    let file = dataset_file(&tokenizer.data.path(run), DatasetKind::Text, Split::Train);
     let mut failure: Option<DataError> = None;
     let texts = datasets::batches::<Text>(&file)?
         .map_while(|batch| batch.map_err(|error| failure = Some(error)).ok())

@@ -2,11 +2,11 @@
 //! Two runs of a stage with equal fingerprints make the same artefact.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use recipe::plan::{Plan, Source, StagePlan, Task};
-use runtime::hash::{hash_file, hash_json};
-use runtime::manifest::files_below;
+use recipe::plan::{Plan, Source, StagePlan};
+use runtime::hash::hash_json;
+use runtime::manifest::content_id;
 use runtime::{Manifest, ManifestError, RunFolder};
 use serde_json::{Map, Value};
 
@@ -67,11 +67,10 @@ impl<'a> Fingerprints<'a> {
             }
             known.push((source, content));
         }
-        let mut config = stage.config_json();
-        if let (Task::Import(_), Some((_, content))) = (&stage.task, known.first()) {
-            config["path"] = content.clone().map_or(Value::Null, Value::from);
-        }
-        replace_sources(&mut config, &known);
+        let mut config = stage.portable_config(|source| {
+            let found = known.iter().find(|(candidate, _)| candidate == source);
+            found.and_then(|(_, content)| content.clone())
+        });
         config["seed"] = self.plan.seed.into();
         Ok(Fingerprint { config, parents })
     }
@@ -81,76 +80,21 @@ impl<'a> Fingerprints<'a> {
         source: &Source,
         pending: &BTreeSet<String>,
     ) -> Result<Option<String>, ManifestError> {
+        let path = source.path(self.run);
+        if matches!(source, Source::Stage { name } if pending.contains(name)) || !path.exists() {
+            return Ok(None);
+        }
         match source {
-            Source::Stage { name } => {
-                let made = self.run.stage(name).final_dir();
-                let known = !pending.contains(name) && made.exists();
-                if known {
-                    content_id(&made, Manifest::read).map(Some)
-                } else {
-                    Ok(None)
-                }
-            }
-            Source::Path { path } => {
-                if let Some(known) = self.contents.get(path) {
+            Source::Stage { .. } => content_id(&path, Manifest::read).map(Some),
+            Source::Path { .. } => {
+                if let Some(known) = self.contents.get(&path) {
                     return Ok(Some(known.clone()));
                 }
-                if !path.exists() {
-                    return Ok(None);
-                }
-                let id = content_id(path, Manifest::verify)?;
-                self.contents.insert(path.clone(), id.clone());
+                let id = content_id(&path, Manifest::verify)?;
+                self.contents.insert(path, id.clone());
                 Ok(Some(id))
             }
         }
-    }
-}
-
-type ReadManifest = fn(&Path) -> Result<Option<Manifest>, ManifestError>;
-
-/// A file's hash; a folder's manifest id, or the hash of its files' hashes.
-fn content_id(path: &Path, manifest_of: ReadManifest) -> Result<String, ManifestError> {
-    if !path.is_dir() {
-        return Ok(hash_file(path)?);
-    }
-    if let Some(manifest) = manifest_of(path)? {
-        return Ok(manifest.id());
-    }
-    let mut files = BTreeMap::new();
-    for file in files_below(path)? {
-        let name = file
-            .strip_prefix(path)
-            .unwrap_or(&file)
-            .to_string_lossy()
-            .into_owned();
-        files.insert(name, hash_file(&file)?);
-    }
-    Ok(hash_json(&files))
-}
-
-/// Gives each source in the tree its content, and takes its path, which may differ between machines.
-fn replace_sources(tree: &mut Value, known: &[(Source, Option<String>)]) {
-    match tree {
-        Value::Object(map) if map.contains_key("from") => {
-            let source = serde_json::from_value::<Source>(Value::Object(map.clone())).ok();
-            let found = known
-                .iter()
-                .find(|(candidate, _)| Some(candidate) == source.as_ref());
-            if let Some((_, content)) = found {
-                map.remove("path");
-                map.insert(
-                    CONTENT.into(),
-                    content.clone().map_or(Value::Null, Value::from),
-                );
-            }
-        }
-        Value::Object(map) => map
-            .values_mut()
-            .for_each(|value| replace_sources(value, known)),
-        Value::Array(items) => items
-            .iter_mut()
-            .for_each(|item| replace_sources(item, known)),
-        _ => {}
     }
 }
 

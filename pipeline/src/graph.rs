@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use recipe::plan::{Plan, Source, StagePlan};
+use recipe::plan::{Plan, StagePlan};
 use runtime::files::{FileError, read_json};
 use runtime::{ManifestError, RunFolder, StageFolder};
 use serde::{Deserialize, Serialize};
@@ -174,16 +174,6 @@ fn existing<'a>(plan: &'a Plan, name: &str) -> Result<&'a StagePlan, GraphError>
     })
 }
 
-fn parents(stage: &StagePlan) -> impl Iterator<Item = String> {
-    stage
-        .inputs()
-        .into_iter()
-        .filter_map(|(_, source)| match source {
-            Source::Stage { name } => Some(name),
-            Source::Path { .. } => None,
-        })
-}
-
 fn with_ancestors<'a>(plan: &'a Plan, stage: &'a StagePlan) -> BTreeSet<&'a str> {
     let mut names = BTreeSet::from([stage.name.as_str()]);
     // Parents come before their children, so that one pass backwards finds them all.
@@ -197,7 +187,7 @@ fn with_ancestors<'a>(plan: &'a Plan, stage: &'a StagePlan) -> BTreeSet<&'a str>
             .stages
             .iter()
             .filter(|user| names.contains(user.name.as_str()))
-            .any(|user| parents(user).any(|parent| parent == candidate.name));
+            .any(|user| user.parents().any(|parent| parent == candidate.name));
         if needed {
             names.insert(&candidate.name);
         }
@@ -314,7 +304,11 @@ pub fn admit(
         return Err(GraphError::Changed { changed, restart });
     }
     if let Selection::Only(name) = wanted {
-        let needed: BTreeSet<String> = plan.stage(name).into_iter().flat_map(parents).collect();
+        let needed: BTreeSet<String> = plan
+            .stage(name)
+            .into_iter()
+            .flat_map(StagePlan::parents)
+            .collect();
         let missing = states
             .iter()
             .find(|(stage, state)| needed.contains(&stage.name) && *state != State::Done);

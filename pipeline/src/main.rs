@@ -31,7 +31,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command};
-use failure::{Failure, Outcome};
+use failure::Outcome;
 
 fn main() -> ExitCode {
     match dispatch(&Cli::parse().command) {
@@ -44,7 +44,7 @@ fn dispatch(command: &Command) -> Outcome {
     match command {
         Command::Run(args) => commands::run::run(args),
         Command::Plan(args) => commands::plan::run(args),
-        Command::Inspect(args) => inspect::run(args).map_err(Failure::Run),
+        Command::Inspect(args) => inspect::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Score(args) => commands::score::run(args),
         Command::Chat(args) => commands::chat::run(args),

@@ -85,9 +85,10 @@ fn draw_curve(curve: &Curve, stage_name: &str, runs: &[Run]) -> Option<Chart> {
         }
     }
     let first = *metrics.first()?;
-    let is_ppo = ["objective/", "heldout/", "ppo/"]
+    let is_ppo = runs
         .iter()
-        .any(|head| first.starts_with(head));
+        .filter_map(|run| run.stage(stage_name))
+        .any(|stage| !stage.series("objective/kl").is_empty());
     Some(Chart {
         id: format!("{stage_name}-{}", curve.id),
         title: format!("{stage_name}: {}", curve.title),

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use runtime::metrics::MetricRow;
 
+use super::evaluation::{Conversation, Evaluation, Measured, Measurements, Models};
 use super::run::{Run, Stage, State};
 
 /// A metric line.
@@ -77,6 +78,7 @@ pub fn run(label: &str, offset: f64) -> Run {
         planned,
         selected,
         rows,
+        evaluation: None,
     };
     Run {
         label: label.to_owned(),
@@ -86,5 +88,39 @@ pub fn run(label: &str, offset: f64) -> Run {
             stage("pretrain", State::Done, Some(4), Some(3), pretrain),
             stage("ppo", State::Running, Some(5), None, ppo),
         ],
+    }
+}
+
+/// An evaluation that fulfils every check.
+pub fn evaluation() -> Evaluation {
+    let measured = |gold, kl, pretraining_loss| Measured {
+        samples: 512,
+        gold: Some(gold),
+        gold_se: Some(0.01),
+        kl,
+        eos_rate: 0.7,
+        length: 15.0,
+        distinct_2: 0.8,
+        repeated_trigrams: 0.0,
+        most_frequent_share: 0.01,
+        base_perplexity: 100.0,
+        true_prompt_preferred: 0.6,
+        pretraining_loss,
+    };
+    Evaluation {
+        seed: 1,
+        reward_accuracy: Some(0.78),
+        measured: Measurements {
+            models: Models {
+                base: measured(0.2, 1.0, 4.0),
+                sft: measured(0.2, 0.0, 4.0),
+                ppo: measured(0.7, 3.0, 4.04),
+            },
+            conversations: vec![Conversation {
+                prompt: "hello <you>".to_owned(),
+                sft: "so and so".to_owned(),
+                ppo: "great & good".to_owned(),
+            }],
+        },
     }
 }

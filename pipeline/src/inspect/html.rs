@@ -8,6 +8,7 @@ use plotters::style::RGBColor;
 use runtime::metrics::spec;
 
 use super::chart::{AXIS, Chart, GRID, INK, PALETTE, PAPER, SOFT_INK};
+use super::evaluation::{Conversation, Evaluation};
 use super::figures::{Section, metrics_shown, unit};
 use super::run::Run;
 use super::table::{Align, Table, comparison_table, numbers_table, stages_table};
@@ -47,6 +48,14 @@ pub fn page(runs: &[Run], sections: &[Section]) -> Result<String> {
         body += "</section>\n";
     }
     body += "</div>\n";
+    for run in runs {
+        for (stage, evaluation) in run.evaluations() {
+            body += &evaluated(
+                &format!("{}: {} on held-out prompts", run.label, stage.name),
+                evaluation,
+            );
+        }
+    }
     if runs.len() > 1 {
         body += "<section><h2>Last values side by side</h2>\n";
         body += &table(&comparison_table(runs));
@@ -85,6 +94,33 @@ fn contents(sections: &[Section]) -> String {
         links += &["<a href=\"#stage-", &name, "\">", &name, "</a> "].concat();
     }
     links + "</nav>"
+}
+
+/// What `rlhf eval` found: numbers, checks and conversations.
+fn evaluated(title: &str, evaluation: &Evaluation) -> String {
+    let check = |(name, holds): (&str, bool)| {
+        let (class, word) = if holds { ("ok", "ok") } else { ("not", "NOT") };
+        let name = escape(name);
+        format!("<li class=\"{class}\"><b>{word}</b> {name}</li>\n")
+    };
+    let said = |(who, text): (&str, &str)| format!("<dt>{who}</dt><dd>{}</dd>", escape(text));
+    let conversation = |Conversation { prompt, sft, ppo }: &Conversation| {
+        let lines = [("user", prompt), ("SFT", sft), ("PPO", ppo)];
+        let lines: String = lines.map(|(who, text)| said((who, text))).concat();
+        format!("<div>{lines}</div>\n")
+    };
+    let sentence = |text: String| format!("<p>{}</p>\n", escape(&text));
+    let checks: String = evaluation.checks().into_iter().map(check).collect();
+    let summary: String = evaluation.summary().into_iter().map(sentence).collect();
+    let conversations = evaluation.measured.conversations.iter();
+    let conversations: String = conversations.map(conversation).collect();
+    format!(
+        "<section><h2>{}</h2>\n<div class=\"evaluation\"><div>{}</div>\
+         <div><ul class=\"checks\">\n{checks}</ul>\n{summary}</div></div>\n\
+         <dl class=\"conversations\">\n{conversations}</dl></section>\n",
+        escape(title),
+        table(&evaluation.table())
+    )
 }
 
 /// A chart with what its metrics mean.
@@ -206,6 +242,7 @@ mod tests {
     fn example() -> String {
         let mut first = fixtures::run("a<b>&\"c\"", 0.0);
         first.stages.rotate_left(1);
+        first.stages[1].evaluation = Some(fixtures::evaluation());
         let runs = [first, fixtures::run("two", 1.0)];
         page(&runs, &figures::sections(&runs)).expect("a page")
     }
@@ -261,6 +298,8 @@ mod tests {
         assert!(html.contains("Last values side by side"));
         let kl = spec("objective/kl").expect("declared");
         assert!(html.contains(&escape(kl.meaning)));
+        assert!(html.contains("<dd>great &amp; good</dd>"), "a conversation");
+        assert_eq!(html.matches("<li class=\"ok\">").count(), 8, "the checks");
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! In: run folders. Out: text on standard output, files where they are asked for. It writes
 //! nothing into a run folder and needs no libtorch.
 //!
-//! Read `run` and `read` (a run folder as data), `catalog` and `figures` (which charts there are),
+//! Read `run` and `read` (a run folder as data), `evaluation` (what `rlhf eval` found), `catalog` and `figures` (which charts there are),
 //! `chart` (a chart as data and as SVG), then `table`, `terminal` and `html` (how it is shown).
 
 mod catalog;
 mod chart;
+mod evaluation;
 mod figures;
 #[cfg(test)]
 mod fixtures;
@@ -29,10 +30,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use runtime::{files, interrupt};
 
+use crate::failure::{Failure, Outcome};
+
+pub use evaluation::{Evaluation, Measurements};
 use figures::Section;
 use read::read_runs;
 use run::Run;
-use terminal::Screen;
+pub use terminal::Screen;
 
 /// Between two drawings of `--follow`.
 const REDRAW_AFTER: Duration = Duration::from_secs(3);
@@ -67,10 +71,10 @@ pub struct InspectArgs {
 /// # Errors
 /// A path that is no run folder, a file in it that cannot be read, or a report that cannot be
 /// written.
-pub fn run(args: &InspectArgs) -> Result<()> {
+pub fn run(args: &InspectArgs) -> Outcome {
     let screen = Screen::detect();
     if !args.follow {
-        let runs = read_runs(&args.runs)?;
+        let runs = read_runs(&args.runs).map_err(Failure::Usage)?;
         let sections = figures::sections(&runs);
         print(&screen.encode(&report(&runs, &sections, screen)))?;
         write_files(args, &runs, &sections)?;
@@ -85,7 +89,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     interrupt::install().context("cannot listen for Ctrl-C")?;
     loop {
-        let runs = read_runs(&args.runs)?;
+        let runs = read_runs(&args.runs).map_err(Failure::Usage)?;
         let sections = figures::sections(&runs);
         let clear = if screen.colour { "\x1b[2J\x1b[H" } else { "" };
         print(&(clear.to_owned() + &screen.encode(&report(&runs, &sections, screen))))?;
@@ -141,6 +145,15 @@ fn report(runs: &[Run], sections: &[Section], screen: Screen) -> String {
     }
     for section in sections {
         text += &screen.draw(&section.charts);
+    }
+    for run in runs {
+        for (stage, evaluation) in run.evaluations() {
+            text += &screen.heading(&format!(
+                "{}: {} on held-out prompts",
+                run.label, stage.name
+            ));
+            text += &evaluation.to_text(rule);
+        }
     }
     text
 }

@@ -9,6 +9,7 @@ use recipe::plan::{Duration, Plan, StagePlan, Task};
 use runtime::manifest::Manifest;
 use runtime::metrics::read_metrics;
 
+use super::evaluation::Evaluation;
 use super::run::{Run, Stage, State};
 
 /// A stage's name, and its steps where the plan knows them.
@@ -153,6 +154,7 @@ fn read_stage(root: &Path, name: String, planned: Option<u64>) -> Result<Stage> 
         planned,
         selected: selected.filter(|&step| step > 0),
         rows,
+        evaluation: Evaluation::read(&folder)?,
     })
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use runtime::metrics::MetricRow;
 
+use super::evaluation::Evaluation;
+
 /// Gaps between two metric lines that are longer than this many usual gaps are pauses.
 const PAUSE_FACTOR: f64 = 20.0;
 /// Gaps up to this length are never pauses, however fast the stage is.
@@ -47,6 +49,8 @@ pub struct Stage {
     pub selected: Option<u64>,
     /// Its metrics by step.
     pub rows: Vec<MetricRow>,
+    /// What `rlhf eval` found of its policy.
+    pub evaluation: Option<Evaluation>,
 }
 
 /// One run.
@@ -120,6 +124,12 @@ impl Run {
         self.stages.iter().all(|stage| stage.state == State::Done)
     }
 
+    /// The stages whose policies were evaluated, with what was found.
+    pub fn evaluations(&self) -> impl Iterator<Item = (&Stage, &Evaluation)> {
+        let stages = self.stages.iter();
+        stages.filter_map(|stage| Some((stage, stage.evaluation.as_ref()?)))
+    }
+
     /// Whether any stage has metrics.
     pub fn has_metrics(&self) -> bool {
         self.stages.iter().any(|stage| !stage.rows.is_empty())
@@ -161,6 +171,7 @@ mod tests {
             planned: None,
             selected: None,
             rows,
+            evaluation: None,
         };
         assert_eq!(stage(rows).active_seconds(), Some(3.0));
         assert_eq!(stage(vec![row(1, 9.0, &[])]).active_seconds(), None);

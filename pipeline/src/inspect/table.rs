@@ -55,7 +55,8 @@ const KEY_METRICS: &[(&str, Better)] = &[
 ];
 
 impl Table {
-    fn new(columns: &[(&str, Align)]) -> Self {
+    /// A table without rows.
+    pub fn new(columns: &[(&str, Align)]) -> Self {
         let columns = columns
             .iter()
             .map(|&(title, align)| (title.to_owned(), align))

@@ -5,10 +5,14 @@ use datasets::collate::PromptExample;
 use generation::{Finish, Request, Sample, SamplingOptions};
 use judge::{GoldRule, response_logprobs, text};
 use model::Model;
+use runtime::statistics::{mean, standard_error};
 use serde::Serialize;
 use trainer::{LmRow, lm_evaluate};
 
 use crate::EvalError;
+
+/// Other prompts that each reply is tried with.
+pub const OTHER_PROMPTS: usize = 4;
 
 /// What every model is evaluated on, and against.
 pub struct Evaluation<'a> {
@@ -58,8 +62,8 @@ pub struct Report {
     pub most_frequent_share: f64,
     /// The base model's perplexity of the replies, given their prompts.
     pub base_perplexity: f64,
-    /// Share of replies that the base model finds likelier after their own prompt than after the
-    /// next reply's.
+    /// How often the base model finds a reply likelier after its own prompt than after another one:
+    /// each reply is tried with the prompts of the next [`OTHER_PROMPTS`] replies.
     pub true_prompt_preferred: f64,
     /// Loss on held-out pretraining text, nats a token.
     pub pretraining_loss: f64,
@@ -102,9 +106,8 @@ pub fn evaluate(
     let stopped = samples.iter().filter(|s| s.finish == Finish::Stop).count();
     let gold = evaluation
         .gold
-        .map(|rule| mean_and_error(&gold_scores(rule, &sampled.texts)));
+        .map(|rule| gold_scores(rule, &sampled.texts));
     let own: Vec<(&[u32], &[u32])> = pairs(evaluation, samples, 0);
-    let other: Vec<(&[u32], &[u32])> = pairs(evaluation, samples, 1);
     let sums = |model: &Model, pairs: &[(&[u32], &[u32])]| -> Vec<f64> {
         let batch = evaluation.options.max_batch;
         let temperature = evaluation.options.temperature;
@@ -119,21 +122,21 @@ pub fn evaluate(
     };
     let reference = sums(evaluation.reference, &own);
     let base_own = sums(evaluation.base, &own);
-    let base_other = sums(evaluation.base, &other);
     let kl = samples
         .iter()
         .zip(&reference)
         .map(|(s, r)| s.logprobs.iter().sum::<f64>() - r);
-    let preferred = base_own
-        .iter()
-        .zip(&base_other)
-        .filter(|(own, other)| own > other)
-        .count();
+    let preferred = |shift: usize| {
+        let base_other = sums(evaluation.base, &pairs(evaluation, samples, shift));
+        let both = base_own.iter().zip(&base_other);
+        both.filter(|(own, other)| own > other).count()
+    };
+    let preferred: usize = (1..=OTHER_PROMPTS).map(preferred).sum();
     let (pad_id, batch) = (evaluation.tokenizer.pad_id(), evaluation.options.max_batch);
     Ok(Report {
         samples: samples.len(),
-        gold: gold.map(|(mean, _)| mean),
-        gold_se: gold.map(|(_, error)| error),
+        gold: gold.as_deref().map(mean),
+        gold_se: gold.as_deref().map(standard_error),
         kl: kl.sum::<f64>() / count,
         eos_rate: stopped as f64 / count,
         length: tokens as f64 / count,
@@ -141,7 +144,7 @@ pub fn evaluate(
         repeated_trigrams: text::repeated_trigrams(&sampled.texts),
         most_frequent_share: text::most_frequent_share(&sampled.texts),
         base_perplexity: (-base_own.iter().sum::<f64>() / tokens as f64).exp(),
-        true_prompt_preferred: preferred as f64 / count,
+        true_prompt_preferred: preferred as f64 / (count * OTHER_PROMPTS as f64),
         pretraining_loss: lm_evaluate(model, evaluation.heldout_text, pad_id, batch)?.mean(),
     })
 }
@@ -159,11 +162,4 @@ fn pairs<'a>(
 
 fn gold_scores(rule: GoldRule, texts: &[String]) -> Vec<f64> {
     texts.iter().map(|text| rule.score(text)).collect()
-}
-
-fn mean_and_error(numbers: &[f64]) -> (f64, f64) {
-    let n = numbers.len() as f64;
-    let mean = numbers.iter().sum::<f64>() / n;
-    let variance = numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-    (mean, (variance / n).sqrt())
 }

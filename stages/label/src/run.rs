@@ -186,14 +186,11 @@ impl Labelling<'_> {
         SamplingOptions {
             max_new_tokens: sampling.max_new_tokens,
             temperature: sampling.temperature,
-            top_k: None,
-            top_p: None,
-            greedy: false,
-            ignore_eos: false,
             seed: self.ctx.seed,
             purpose: "label",
             eos_ids: vec![self.tokenizer.eos_id()],
             max_batch: self.ctx.plan.execution.micro_batch,
+            ..SamplingOptions::default()
         }
     }
 

@@ -140,7 +140,7 @@ impl PretrainText {
             });
         }
         Ok(Self {
-            order: Order::new(ctx.seed, "ptx", rows.num_rows(), rows.num_rows()),
+            order: Order::new(ctx.seed, "ptx", rows.num_rows(), rows.window()),
             rows,
         })
     }

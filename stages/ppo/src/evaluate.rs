@@ -5,6 +5,7 @@ use generation::SamplingOptions;
 use judge::GoldRule;
 use recipe::plan::PpoPlan;
 use runtime::metrics::Metrics;
+use runtime::statistics::{deviation, mean, standard_error};
 use trainer::StageContext;
 
 use crate::PpoError;
@@ -33,15 +34,8 @@ impl Heldout {
 }
 
 /// Mean of a number over episodes.
-fn mean(episodes: &[Episode], f: impl Fn(&Episode) -> f64) -> f64 {
-    episodes.iter().map(f).sum::<f64>() / episodes.len().max(1) as f64
-}
-
-/// Standard deviation (n - 1) of some numbers.
-fn deviation(numbers: &[f64]) -> f64 {
-    let n = numbers.len() as f64;
-    let mean = numbers.iter().sum::<f64>() / n;
-    (numbers.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt()
+fn mean_of(episodes: &[Episode], f: impl Fn(&Episode) -> f64) -> f64 {
+    mean(&episodes.iter().map(f).collect::<Vec<_>>())
 }
 
 /// The objective's parts, as measured on the episodes that were collected for training.
@@ -50,19 +44,19 @@ pub fn objective(episodes: &[Episode], gold: Option<GoldRule>) -> Metrics {
     let tokens: f64 = episodes.iter().map(|e| e.response_ids.len() as f64).sum();
     let surprise: f64 = episodes.iter().flat_map(|e| &e.logprobs).map(|x| -x).sum();
     let mut metrics = Metrics::from([
-        ("objective/score", mean(episodes, |e| e.score)),
+        ("objective/score", mean_of(episodes, |e| e.score)),
         ("objective/score_std", deviation(&scores)),
-        ("objective/kl", mean(episodes, Episode::kl)),
-        ("objective/kl_k3", mean(episodes, Episode::kl_k3)),
+        ("objective/kl", mean_of(episodes, Episode::kl)),
+        ("objective/kl_k3", mean_of(episodes, Episode::kl_k3)),
         ("objective/entropy", surprise / tokens),
         (
             "objective/eos_rate",
-            mean(episodes, |e| f64::from(e.has_eos)),
+            mean_of(episodes, |e| f64::from(e.has_eos)),
         ),
         ("objective/length", tokens / episodes.len().max(1) as f64),
         (
             "objective/rlhf_reward",
-            mean(episodes, |e| e.rewards.iter().sum()),
+            mean_of(episodes, |e| e.rewards.iter().sum()),
         ),
         ("ppo/explained_variance", explained_variance(episodes)),
     ]);
@@ -71,14 +65,8 @@ pub fn objective(episodes: &[Episode], gold: Option<GoldRule>) -> Metrics {
             .iter()
             .map(|e| rule.score(&e.response_text))
             .collect();
-        metrics.insert(
-            "objective/gold",
-            scores.iter().sum::<f64>() / scores.len() as f64,
-        );
-        metrics.insert(
-            "objective/gold_se",
-            deviation(&scores) / (scores.len() as f64).sqrt(),
-        );
+        metrics.insert("objective/gold", mean(&scores));
+        metrics.insert("objective/gold_se", standard_error(&scores));
     }
     metrics
 }
@@ -158,13 +146,10 @@ pub fn options(ctx: &StageContext, plan: &PpoPlan, models: &Models) -> SamplingO
     SamplingOptions {
         max_new_tokens: plan.sampling.max_new_tokens,
         temperature: plan.sampling.temperature,
-        top_k: None,
-        top_p: None,
-        greedy: false,
-        ignore_eos: false,
         seed: ctx.seed,
         purpose: "ppo",
         eos_ids: vec![models.tokenizer.eos_id()],
         max_batch: ctx.plan.execution.micro_batch,
+        ..SamplingOptions::default()
     }
 }

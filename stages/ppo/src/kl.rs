@@ -1,6 +1,7 @@
 //! The KL coefficient, fixed or controlled, and the watch over the KL estimate.
 
 use recipe::plan::KlPlan;
+use runtime::statistics::{mean, standard_error};
 use serde::{Deserialize, Serialize};
 
 /// The state of the KL penalty: part of a snapshot.
@@ -41,11 +42,8 @@ impl KlController {
     /// True where the third in a row was seen: the true KL is never negative, so the sampled
     /// distribution is not the one whose log-probabilities are used.
     pub fn is_negative(&mut self, kl_b: &[f64]) -> bool {
-        let n = kl_b.len() as f64;
-        let mean = kl_b.iter().sum::<f64>() / n;
-        let variance = kl_b.iter().map(|k| (k - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
-        let standard_error = (variance / n).sqrt();
-        if mean < -3.0 * standard_error && mean < -1e-3 {
+        let mean = mean(kl_b);
+        if mean < -3.0 * standard_error(kl_b) && mean < -1e-3 {
             self.negative_in_a_row += 1;
         } else {
             self.negative_in_a_row = 0;

@@ -161,7 +161,7 @@ pub fn score(
         let raw = judge.score(&rows, models.tokenizer.pad_id(), micro_batch)?;
         for (episode, raw) in episodes.iter_mut().zip(raw) {
             episode.score_raw += weight * raw;
-            episode.score += weight * (raw + judge.model().reward_shift);
+            episode.score += weight * judge.model().normalized(raw);
         }
     }
     if let Some(score) = no_eos_score {
@@ -209,10 +209,12 @@ pub fn values(models: &Models, episodes: &mut [Episode], micro_batch: usize) {
     }
 }
 
-/// The value before token r stands where the logits of token r do: one position earlier.
+/// The value before token r stands where the logits of token r do: one position earlier. It predicts
+/// the normalised score, so it carries its reward model's shift; without it the critic would begin
+/// wrong by that constant, and clipped value updates would take many iterations to close the gap.
 pub fn response_values(value: &Model, hidden_btd: &Tensor, response_start: i64) -> Tensor {
     let num_response = hidden_btd.size()[1] - response_start;
-    value.scalar(&hidden_btd.narrow(1, response_start - 1, num_response))
+    value.scalar(&hidden_btd.narrow(1, response_start - 1, num_response)) + value.reward_shift
 }
 
 /// Rewards, advantages and returns of every episode, in `f64`.

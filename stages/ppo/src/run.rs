@@ -4,10 +4,12 @@ use std::time::Instant;
 
 use datasets::Split;
 use judge::GoldRule;
+use model::Model;
 use recipe::plan::PpoPlan;
 use runtime::metrics::Metrics;
+use runtime::statistics::mean;
 use serde::{Deserialize, Serialize};
-use trainer::{Ema, Outcome, Progress, RestorePart, SnapshotPart, StageContext, Stepper};
+use trainer::{Ema, Outcome, Peak, Progress, RestorePart, SnapshotPart, StageContext, Stepper};
 
 use crate::PpoError;
 use crate::advantage::masked_moments;
@@ -35,6 +37,7 @@ struct Ppo<'a> {
     text: Option<PretrainText>,
     heldout: Heldout,
     log: Progress,
+    peak: Peak,
 }
 
 /// Runs PPO from its last snapshot, or from the start.
@@ -59,6 +62,7 @@ pub fn run(ctx: &StageContext, plan: &PpoPlan) -> Result<Outcome, PpoError> {
         let seconds = started.elapsed().as_secs_f64();
         metrics.insert("time/step", seconds);
         metrics.insert("episodes_per_second", plan.batch as f64 / seconds);
+        metrics.insert("mfu", ppo.peak.utilisation(ppo.flops(&episodes), seconds));
         ppo.log.step(ppo.state.iteration, &metrics)?;
         let interrupted = runtime::interrupt::requested();
         if ppo.is_due(ctx.plan.execution.save_every) || interrupted {
@@ -117,6 +121,7 @@ impl<'a> Ppo<'a> {
             prompts,
             heldout,
             log,
+            peak: Peak::measure(ctx.device, ctx.kind),
         })
     }
 
@@ -186,12 +191,39 @@ impl<'a> Ppo<'a> {
         metrics.extend(report.metrics());
         metrics.insert("ppo/kl_coef", self.state.kl.coef);
         let kl_b: Vec<f64> = episodes.iter().map(Episode::kl).collect();
-        let kl = kl_b.iter().sum::<f64>() / kl_b.len() as f64;
+        let kl = mean(&kl_b);
         if self.state.kl.is_negative(&kl_b) {
             return Err(PpoError::NegativeKl { iteration, kl });
         }
         self.state.kl.observe(kl, episodes.len());
         Ok(())
+    }
+
+    /// Model FLOPs of an iteration: every model's forward passes over the episodes, the updates of
+    /// policy and value model, and those on pretraining text.
+    fn flops(&self, episodes: &[Episode]) -> f64 {
+        let lengths = episodes
+            .iter()
+            .map(|e| e.prompt_ids.len() + e.response_ids.len());
+        let tokens: usize = lengths.sum();
+        let context = tokens / episodes.len().max(1);
+        let of = |model: &Model| model.forward_flops_per_token(context);
+        let models = &self.models;
+        let rewards: f64 = models
+            .rewards
+            .iter()
+            .map(|(judge, _)| of(judge.model()))
+            .sum();
+        let (policy, value) = (of(&models.policy), of(&models.value));
+        let inner_epochs = self.plan.inner_epochs as f64;
+        let forward = policy + of(&models.reference) + rewards + value;
+        let updates = 3.0 * inner_epochs * (policy + value);
+        let pretraining = self.plan.ptx.as_ref().map_or(0.0, |ptx| {
+            let tokens = self.plan.batch * ptx.sequences_per_episode * ptx.context;
+            let per_token = models.policy.forward_flops_per_token(ptx.context);
+            3.0 * inner_epochs * tokens as f64 * per_token
+        });
+        tokens as f64 * (forward + updates) + pretraining
     }
 
     /// The held-out numbers of the untrained policy are the curve's first point, at step 0.

@@ -82,6 +82,7 @@ pub fn update(
         value_update(lesson, models, steppers, &episodes, index, &mut report)?;
         report.updates += 1.0;
     }
+    report.skipped = steppers.policy.skipped() + steppers.value.skipped();
     Ok(report)
 }
 
@@ -147,8 +148,7 @@ fn policy_update(
         .dump_if_nonfinite(steppers.policy.update(index), || dump(episodes))?;
     report.grad_norm += step.grad_norm;
     report.lr = step.lr;
-    report.skipped = step.skipped;
-    if let Some(ema) = &mut steppers.ema {
+    if let (Some(ema), false) = (&mut steppers.ema, step.was_skipped) {
         ema.update(&steppers.policy);
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! Rows of the token stream, in the order of the run.
 
-use datasets::loader::Order;
+use datasets::loader::{Order, Prefetch};
 use datasets::pack::TokenRows;
-use datasets::{Split, Tokenizer};
+use datasets::{DataError, Split, Tokenizer};
 use recipe::plan::PretrainPlan;
 use trainer::{LmRow, StageContext};
 
@@ -10,8 +10,8 @@ use crate::PretrainError;
 
 /// Training rows in their order, and the held-out rows.
 pub(crate) struct Data {
-    train: TokenRows,
-    order: Order,
+    batches: Prefetch<Result<Vec<LmRow>, DataError>>,
+    num_rows: usize,
     /// Rows that the evaluation reads.
     pub heldout: Vec<LmRow>,
     /// UTF-8 bytes per held-out token.
@@ -39,9 +39,16 @@ impl Data {
         // A row's first token is not predicted, so its bytes do not count either.
         let predicted = (num_heldout * (plan.context - 1)) as f64;
         let bytes_per_token = heldout.bytes_of(&indices)? as f64 / predicted;
+        let num_rows = train.num_rows();
+        let order = Order::new(ctx.seed, "pretrain", num_rows, train.window());
+        let batch = plan.train.batch;
+        let batches = Prefetch::new(move |step| {
+            let rows = train.rows(&order.batch(step, batch))?;
+            Ok(rows.into_iter().map(LmRow::plain).collect())
+        });
         Ok(Self {
-            order: Order::new(ctx.seed, "pretrain", train.num_rows(), train.num_rows()),
-            train,
+            batches,
+            num_rows,
             heldout: heldout
                 .rows(&indices)?
                 .into_iter()
@@ -53,13 +60,12 @@ impl Data {
 
     /// Rows that an epoch has.
     pub fn num_rows(&self) -> usize {
-        self.train.num_rows()
+        self.num_rows
     }
 
-    /// The rows of an update.
-    pub fn batch(&self, step: u64, batch: usize) -> Result<Vec<LmRow>, PretrainError> {
-        let rows = self.train.rows(&self.order.batch(step, batch))?;
-        Ok(rows.into_iter().map(LmRow::plain).collect())
+    /// The rows of an update; those of the next one are read meanwhile.
+    pub fn batch(&mut self, step: u64) -> Result<Vec<LmRow>, PretrainError> {
+        Ok(self.batches.next(step)?)
     }
 }
 
@@ -73,6 +79,13 @@ fn rows(
 ) -> Result<TokenRows, PretrainError> {
     let path = ctx.path(&plan.data);
     let rows = TokenRows::build(&path, split, tokenizer, plan.context, &ctx.cache_dir())?;
+    tracing::info!(
+        split = name,
+        rows = rows.num_rows(),
+        context = plan.context,
+        tokens_left_over = rows.num_dropped(),
+        "token rows"
+    );
     if rows.num_rows() < needed {
         let (found, context) = (rows.num_rows(), plan.context);
         return Err(PretrainError::TooLittleText {

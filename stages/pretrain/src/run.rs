@@ -18,12 +18,12 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
     if tokens > vocab_size {
         return Err(PretrainError::Vocabulary { tokens, vocab_size });
     }
-    let data = Data::open(ctx, plan, &tokenizer)?;
+    let mut data = Data::open(ctx, plan, &tokenizer)?;
     let model = Model::init(&plan.model, Head::Token, ctx.seed, ctx.device, ctx.kind);
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_rows())?;
     while session.is_running() {
-        let batch = data.batch(session.step, plan.train.batch)?;
+        let batch = data.batch(session.step)?;
         let options = options.with_dropout(plan.train.dropout, ctx.seed, session.step);
         let loss = lm_backward(&session.model, &mut session.stepper, &batch, &options)?;
         let mut metrics = Metrics::from([("loss/train", loss.mean())]);
@@ -31,7 +31,7 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
         if session.evaluation_is_due() {
             evaluate(&session, &data, &options, &mut metrics)?;
         }
-        session.end_step(metrics, (batch.len() * plan.context) as f64)?;
+        session.end_step(metrics, batch.len(), batch.len() * plan.context)?;
     }
     if session.was_interrupted() {
         return Ok(Outcome::Interrupted);

@@ -8,6 +8,7 @@ use model::{Input, Model, RecordOptions};
 use recipe::plan::RewardPlan;
 use runtime::metrics::Metrics;
 use runtime::seeds;
+use runtime::statistics::{deviation, mean};
 use tch::Tensor;
 use trainer::{Outcome, Session, StageContext};
 
@@ -37,8 +38,12 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
             let loss = evaluate(&session.model, heldout, pad_id, micro_batch, &mut metrics);
             session.select(loss);
         }
-        let tokens: usize = batch.iter().flat_map(|e| &e.responses).map(Vec::len).sum();
-        session.end_step(metrics, tokens as f64)?;
+        let lengths: Vec<usize> = batch
+            .iter()
+            .flat_map(|e| &e.responses)
+            .map(Vec::len)
+            .collect();
+        session.end_step(metrics, lengths.len(), lengths.iter().sum())?;
     }
     if session.was_interrupted() {
         return Ok(Outcome::Interrupted);
@@ -86,16 +91,11 @@ fn backward(
     }
     let loss = loss_sum / batch.len() as f64;
     session.stepper.observe_loss(loss);
-    let mean = scores.iter().sum::<f64>() / scores.len() as f64;
-    let variance = scores.iter().map(|s| (s - mean).powi(2)).sum::<f64>() / scores.len() as f64;
     metrics.insert("loss/train", loss);
     metrics.insert("accuracy/train", accuracy(&all_margins));
-    metrics.insert("reward/mean", mean);
-    metrics.insert("reward/std", variance.sqrt());
-    metrics.insert(
-        "reward/margin",
-        all_margins.iter().sum::<f64>() / all_margins.len() as f64,
-    );
+    metrics.insert("reward/mean", mean(&scores));
+    metrics.insert("reward/std", deviation(&scores));
+    metrics.insert("reward/margin", mean(&all_margins));
     Ok(())
 }
 
@@ -111,16 +111,9 @@ pub(crate) fn last_token_scores(
         .flat_map(|e| e.responses.iter().map(Vec::as_slice))
         .collect();
     let padded = pad(&rows, Side::Right, pad_id, None);
-    let last: Vec<i64> = rows.iter().map(|row| row.len() as i64 - 1).collect();
+    let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
     let hidden_ntd = hidden(&Input::from_padded(&padded, model.device()));
-    let rows_n = Tensor::arange(rows.len() as i64, (tch::Kind::Int64, model.device()));
-    let last_n = Tensor::from_slice(&last).to_device(model.device());
-    let scores_n = model.scalar(&hidden_ntd.index(&[Some(rows_n), Some(last_n)]));
-    if scores_n.kind() == tch::Kind::BFloat16 {
-        scores_n.to_kind(tch::Kind::Float)
-    } else {
-        scores_n
-    }
+    model.scalar_at_last(&hidden_ntd, &lengths)
 }
 
 /// Shifts the reward so that `rows` score 0 on average (Ouyang et al. 2022, C.2).
@@ -132,7 +125,7 @@ fn normalise(
 ) -> Result<(), RewardError> {
     let judge = RewardJudge::new(model.deep_copy())?;
     let scores = judge.score(rows, pad_id, micro_batch)?;
-    model.reward_shift = -scores.iter().sum::<f64>() / scores.len().max(1) as f64;
+    model.reward_shift = -mean(&scores);
     tracing::info!(
         shift = model.reward_shift,
         demonstrations = rows.len(),

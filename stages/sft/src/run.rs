@@ -30,7 +30,7 @@ pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
             session.select(heldout.mean());
         }
         let tokens: usize = batch.iter().map(|row| row.ids.len()).sum();
-        session.end_step(metrics, tokens as f64)?;
+        session.end_step(metrics, batch.len(), tokens)?;
     }
     if session.was_interrupted() {
         return Ok(Outcome::Interrupted);

@@ -102,13 +102,10 @@ fn options(request: &EvalRequest, tokenizer: &Tokenizer) -> SamplingOptions {
     SamplingOptions {
         max_new_tokens: request.sampling.max_new_tokens,
         temperature: request.sampling.temperature,
-        top_k: None,
-        top_p: None,
-        greedy: false,
-        ignore_eos: false,
         seed: request.seed,
         purpose: "eval",
         eos_ids: vec![tokenizer.eos_id()],
         max_batch: request.compute.batch,
+        ..SamplingOptions::default()
     }
 }

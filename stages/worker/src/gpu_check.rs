@@ -123,15 +123,10 @@ fn sampling(model: &Model, shape: &ModelShape) -> Result<(f64, usize)> {
         .collect();
     let options = SamplingOptions {
         max_new_tokens: NEW_TOKENS,
-        temperature: 1.0,
-        top_k: None,
-        top_p: None,
-        greedy: false,
-        ignore_eos: true,
         seed: 1,
         purpose: "gpu check",
-        eos_ids: vec![0],
         max_batch: PROMPTS as usize,
+        ..SamplingOptions::default()
     };
     let started = Instant::now();
     let samples = generation::generate(model, &requests, &options)?;

@@ -30,6 +30,24 @@ pub struct SamplingOptions {
     pub max_batch: usize,
 }
 
+impl Default for SamplingOptions {
+    /// The whole distribution at temperature 1, 64 rows at a time; no token ends a response.
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 1,
+            temperature: 1.0,
+            top_k: None,
+            top_p: None,
+            greedy: false,
+            ignore_eos: false,
+            seed: 0,
+            purpose: "",
+            eos_ids: Vec::new(),
+            max_batch: 64,
+        }
+    }
+}
+
 /// A prompt to be continued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {

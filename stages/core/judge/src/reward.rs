@@ -160,11 +160,9 @@ impl RewardJudge {
         let device = self.model.device();
         let padded = pad(rows, Side::Right, pad_id, None);
         let hidden_btd = self.model.hidden(&Input::from_padded(&padded, device));
-        let last_b: Vec<i64> = rows.iter().map(|row| row.len() as i64 - 1).collect();
-        let row_b = Tensor::arange(rows.len() as i64, (Kind::Int64, device));
-        let last_b = Tensor::from_slice(&last_b).to_device(device);
-        let hidden_bd = hidden_btd.index(&[Some(row_b), Some(last_b)]);
-        self.model.scalar(&hidden_bd).to_kind(Kind::Double)
+        let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+        let scores_b = self.model.scalar_at_last(&hidden_btd, &lengths);
+        scores_b.to_kind(Kind::Double)
     }
 }
 

@@ -30,6 +30,6 @@ pub use checkpoint::{Checkpoint, save_checkpoint, write_folder};
 pub use error::ModelError;
 pub use input::Input;
 pub use layout::{Head, Init, TensorSpec, tensors};
-pub use losses::{response_entropy, response_logprobs, token_logprobs};
+pub use losses::{response_logprobs, token_logprobs};
 pub use tape::{RecordOptions, Tape};
 pub use transformer::Model;

@@ -91,35 +91,6 @@ pub fn response_logprobs(
     token_logprobs(model, &hidden_brd, &targets_br, temperature)
 }
 
-/// Entropies (nats) `[b, r]` of the distributions that the tokens `ids_bt[:, response_start..]` were
-/// drawn from, without gradients.
-///
-/// # Panics
-/// As [`response_logprobs`].
-pub fn response_entropy(
-    model: &Model,
-    hidden_btd: &Tensor,
-    response_start: i64,
-    temperature: f64,
-) -> Tensor {
-    let num_responses = response_len(hidden_btd.size()[1], response_start);
-    tch::no_grad(|| {
-        let hidden_brd = hidden_btd.narrow(1, response_start - 1, num_responses);
-        let hidden_nd = hidden_brd.reshape([-1, model.shape.width as i64]);
-        let chunk = (KEPT_LOGITS / model.shape.vocab_size).max(1) as i64;
-        let entropies: Vec<Tensor> = hidden_nd
-            .split(chunk, 0)
-            .iter()
-            .map(|hidden_cd| {
-                let logprobs_cv =
-                    scaled_logits(model, hidden_cd, temperature).log_softmax(-1, None);
-                -(logprobs_cv.exp() * logprobs_cv).sum_dim_intlist(-1, false, None)
-            })
-            .collect();
-        Tensor::cat(&entropies, 0).view([-1, num_responses])
-    })
-}
-
 fn response_len(len: i64, response_start: i64) -> i64 {
     assert!(
         0 < response_start && response_start < len,

@@ -217,6 +217,34 @@ impl Model {
         }
     }
 
+    /// [`Self::scalar`] at the last token of each right-padded row, `[b]`: where a reward is read.
+    ///
+    /// # Panics
+    /// As [`Self::scalar`], or where a row is empty or longer than the columns.
+    pub fn scalar_at_last(&self, hidden_btd: &Tensor, lengths: &[usize]) -> Tensor {
+        let columns = hidden_btd.size()[1] as usize;
+        assert!(
+            lengths.iter().all(|len| (1..=columns).contains(len)),
+            "rows of {lengths:?} tokens in {columns} columns"
+        );
+        let last_b: Vec<i64> = lengths.iter().map(|len| *len as i64 - 1).collect();
+        let last_b = Tensor::from_slice(&last_b).to_device(hidden_btd.device());
+        let rows_b = Tensor::arange(lengths.len() as i64, (Kind::Int64, hidden_btd.device()));
+        self.scalar(&hidden_btd.index(&[Some(rows_b), Some(last_b)]))
+    }
+
+    /// Floating-point operations of a forward pass, per token of a sequence of `context`; training
+    /// takes three times as many.
+    pub fn forward_flops_per_token(&self, context: usize) -> f64 {
+        let with_logits = self.shape.forward_flops_per_token(context);
+        match self.head {
+            Head::Token => with_logits,
+            Head::Scalar => {
+                with_logits - 2.0 * ((self.shape.vocab_size - 1) * self.shape.width) as f64
+            }
+        }
+    }
+
     /// A raw reward with this model's shift: demonstrations score 0 on average.
     pub fn normalized(&self, raw: f64) -> f64 {
         raw + self.reward_shift

@@ -1,6 +1,10 @@
 //! What a plan is asked: inputs, dependants, its text.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use runtime::RunFolder;
+use serde_json::Value;
 
 use crate::error::PlanError;
 use crate::plan::{Plan, Source, StagePlan, Task};
@@ -112,7 +116,8 @@ impl StagePlan {
             .collect()
     }
 
-    fn parents(&self) -> impl Iterator<Item = String> {
+    /// The names of the stages that it reads; one that it reads twice is there twice.
+    pub fn parents(&self) -> impl Iterator<Item = String> + use<> {
         self.inputs()
             .into_iter()
             .filter_map(|(_, source)| match source {
@@ -125,13 +130,54 @@ impl StagePlan {
     ///
     /// Left out: [`Execution`](crate::plan::Execution), and `max_logprob_gap`, a guard whose default
     /// follows the storage type and that changes no result.
-    pub fn config_json(&self) -> serde_json::Value {
+    pub fn config_json(&self) -> Value {
         let json = serde_json::to_value(&self.task);
         let mut json = json.unwrap_or_else(|error| unreachable!("a task is plain data: {error}"));
         if let Some(task) = json.as_object_mut() {
             task.remove("max_logprob_gap");
         }
         json
+    }
+
+    /// [`Self::config_json`] with every path replaced by what lies there, under `content`: where data
+    /// stands differs between machines and changes no result. `content` is `null` while it is not
+    /// known.
+    pub fn portable_config(&self, content: impl Fn(&Source) -> Option<String>) -> Value {
+        let mut config = self.config_json();
+        match &self.task {
+            Task::Import(_) => {
+                let source = self.inputs().into_iter().next();
+                config["path"] = source.and_then(|(_, source)| content(&source)).into();
+            }
+            _ => replace_sources(&mut config, &content),
+        }
+        config
+    }
+}
+
+fn replace_sources(tree: &mut Value, content: &impl Fn(&Source) -> Option<String>) {
+    match tree {
+        Value::Object(map) => {
+            let whole = Value::Object(map.clone());
+            if let Ok(source) = serde_json::from_value::<Source>(whole) {
+                map.remove("path");
+                map.insert("content".to_owned(), content(&source).into());
+            } else {
+                map.values_mut().for_each(|v| replace_sources(v, content));
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|v| replace_sources(v, content)),
+        _ => {}
+    }
+}
+
+impl Source {
+    /// The file or folder: a stage's `final/` in the run folder, or the path itself.
+    pub fn path(&self, run: &RunFolder) -> PathBuf {
+        match self {
+            Self::Stage { name } => run.stage(name).final_dir(),
+            Self::Path { path } => path.clone(),
+        }
     }
 }
 

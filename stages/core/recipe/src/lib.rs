@@ -5,9 +5,9 @@
 //! Where the file is silent, a preset of a published system speaks ([`presets`]), and after it our
 //! own defaults ([`defaults`]); both carry their sources. [`numbers`] says what a stage will cost.
 //!
-//! **Architecture invariant.** This crate knows no tensors, no device and no run folder: it reads a
-//! configuration and the headers of what that names, and computes nothing that depends on the
-//! machine. Nothing else in the workspace interprets a configuration.
+//! **Architecture invariant.** This crate knows no tensors, no device and nothing of what a run folder
+//! holds (only where it lies): it reads a configuration and the headers of what that names, and
+//! computes nothing that depends on the machine. Nothing else in the workspace interprets a configuration.
 //!
 //! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
 //! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`

@@ -10,7 +10,7 @@
 //!
 //! **Reading order:** [`files`] (how anything is written), [`hash`] and [`manifest`] (how it is
 //! trusted), [`run_folder`] (where it lies), [`metrics`] and [`events`] (how a run is seen),
-//! [`seeds`] (where randomness comes from), [`interrupt`] and [`logging`].
+//! [`seeds`] (where randomness comes from), [`statistics`], [`interrupt`] and [`logging`].
 
 pub mod events;
 pub mod files;
@@ -22,6 +22,7 @@ mod metric_names;
 pub mod metrics;
 pub mod run_folder;
 pub mod seeds;
+pub mod statistics;
 
 pub use events::Event;
 pub use files::{FileError, WholeFolder};

@@ -100,17 +100,8 @@ impl Manifest {
     /// # Errors
     /// A file cannot be read, or the manifest not written.
     pub fn seal(mut self, dir: &Path) -> Result<Self, ManifestError> {
-        self.files.clear();
-        for path in files_below(dir)? {
-            let relative = path
-                .strip_prefix(dir)
-                .unwrap_or(&path)
-                .to_string_lossy()
-                .into_owned();
-            if relative != FILE_NAME {
-                self.files.insert(relative, hash_file(&path)?);
-            }
-        }
+        self.files = hashes_below(dir)?;
+        self.files.remove(FILE_NAME);
         write_json(&dir.join(FILE_NAME), &self)?;
         Ok(self)
     }
@@ -163,6 +154,35 @@ impl Manifest {
     pub fn id(&self) -> String {
         hash_json(self)
     }
+}
+
+/// What a file or folder is, whatever it is called: a file's hash; a folder's manifest id, or, where it
+/// has no manifest, the hash of its files' hashes. `manifest_of` is [`Manifest::read`], or
+/// [`Manifest::verify`] for what came from elsewhere.
+///
+/// # Errors
+/// It cannot be read, or is damaged.
+pub fn content_id(
+    path: &Path,
+    manifest_of: impl FnOnce(&Path) -> Result<Option<Manifest>, ManifestError>,
+) -> Result<String, ManifestError> {
+    if !path.is_dir() {
+        return Ok(hash_file(path)?);
+    }
+    match manifest_of(path)? {
+        Some(manifest) => Ok(manifest.id()),
+        None => Ok(hash_json(&hashes_below(path)?)),
+    }
+}
+
+/// The hash of every file below a folder, by its path relative to it.
+fn hashes_below(dir: &Path) -> Result<BTreeMap<String, String>, FileError> {
+    let mut hashes = BTreeMap::new();
+    for path in files_below(dir)? {
+        let relative = path.strip_prefix(dir).unwrap_or(&path);
+        hashes.insert(relative.to_string_lossy().into_owned(), hash_file(&path)?);
+    }
+    Ok(hashes)
 }
 
 /// Every file below a folder, sorted by path; temporary ones (their names begin with a dot) excepted.

@@ -214,6 +214,12 @@ pub const METRICS: &[MetricSpec] = &[
         "episodes collected and learned from per second",
     ),
     metric(
+        "mfu",
+        "1",
+        "the step's model FLOPs (6 N a token and attention's; sampling and scoring 2 N) over the time \
+         that a large matrix product in the same format would take for as many",
+    ),
+    metric(
         "data/epoch",
         "epochs",
         "passes over the training data so far",

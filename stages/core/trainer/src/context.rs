@@ -1,14 +1,13 @@
 //! A stage's place in its run: where it reads and writes, on what device, from which seed.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use datasets::Tokenizer;
 use model::Model;
 use recipe::plan::{Dtype, Source, StagePlan};
 use runtime::files::write_json;
-use runtime::hash::{hash_file, hash_json};
-use runtime::manifest::{Manifest, files_below};
+use runtime::manifest::{Manifest, content_id};
 use runtime::run_folder::{RunFolder, StageFolder};
 use tch::{Device, Kind};
 
@@ -29,7 +28,15 @@ pub struct StageContext {
     pub device: Device,
     /// Storage format of weights and activations.
     pub kind: Kind,
-    parents: BTreeMap<String, String>,
+    inputs: Vec<Input>,
+}
+
+/// Something that the stage is made from.
+#[derive(Debug)]
+struct Input {
+    key: String,
+    source: Source,
+    id: String,
 }
 
 impl StageContext {
@@ -44,9 +51,10 @@ impl StageContext {
         seed: u64,
         device: Device,
     ) -> Result<Self, TrainerError> {
-        let mut parents = BTreeMap::new();
-        for (reference, path) in inputs(&plan, &run) {
-            parents.insert(reference, identity(&path)?);
+        let mut inputs = Vec::new();
+        for (key, source) in plan.inputs() {
+            let id = content_id(&source.path(&run), Manifest::read)?;
+            inputs.push(Input { key, source, id });
         }
         let (stage, kind) = (run.stage(&plan.name), kind_of(plan.execution.dtype));
         Ok(Self {
@@ -56,13 +64,13 @@ impl StageContext {
             seed,
             device,
             kind,
-            parents,
+            inputs,
         })
     }
 
     /// The file or folder that a source stands for: a stage's `final/`, or the path itself.
     pub fn path(&self, source: &Source) -> PathBuf {
-        path_of(source, &self.run)
+        source.path(&self.run)
     }
 
     /// The tokenizer in the source's folder.
@@ -81,18 +89,29 @@ impl StageContext {
         Ok(Model::load(&self.path(source), self.device, self.kind)?)
     }
 
-    /// What the stage is made from: reference (`stage:sft`, `path:/data/x.parquet`) -> manifest id (where
-    /// there is no manifest: a hash of the contents).
-    pub fn parents(&self) -> &BTreeMap<String, String> {
-        &self.parents
+    /// What the stage is made from: its reference (`stage:sft`; the key, as `data`, where it is a path)
+    /// -> manifest id, or a hash of the contents where there is no manifest.
+    pub fn parents(&self) -> BTreeMap<String, String> {
+        let named = |input: &Input| {
+            let reference = match &input.source {
+                Source::Stage { name } => format!("stage:{name}"),
+                Source::Path { .. } => input.key.clone(),
+            };
+            (reference, input.id.clone())
+        };
+        self.inputs.iter().map(named).collect()
     }
 
     /// A manifest of something that this stage makes (`checkpoint`, `dataset` or `tokenizer`), with
-    /// parents and configuration filled in.
+    /// parents and configuration filled in. No path is in it: what is made of equal contents is equal.
     pub fn manifest(&self, kind: &str, step: u64) -> Manifest {
+        let id_of = |source: &Source| {
+            let input = self.inputs.iter().find(|input| input.source == *source);
+            input.map(|input| input.id.clone())
+        };
         let mut manifest = Manifest::new(kind, &self.plan.name, step);
-        manifest.parents.clone_from(&self.parents);
-        manifest.config = serde_json::json!(self.plan.task);
+        manifest.parents = self.parents();
+        manifest.config = self.plan.portable_config(id_of);
         manifest
     }
 
@@ -122,43 +141,4 @@ pub fn kind_of(dtype: Dtype) -> Kind {
         Dtype::Bf16 => Kind::BFloat16,
         Dtype::F64 => Kind::Double,
     }
-}
-
-fn path_of(source: &Source, run: &RunFolder) -> PathBuf {
-    match source {
-        Source::Stage { name } => run.stage(name).final_dir(),
-        Source::Path { path } => path.clone(),
-    }
-}
-
-/// Reference and path of everything that a stage reads.
-fn inputs(plan: &StagePlan, run: &RunFolder) -> Vec<(String, PathBuf)> {
-    let named = |(_, source): (String, Source)| {
-        let reference = match &source {
-            Source::Stage { name } => format!("stage:{name}"),
-            Source::Path { path } => format!("path:{}", path.display()),
-        };
-        (reference, path_of(&source, run))
-    };
-    plan.inputs().into_iter().map(named).collect()
-}
-
-/// What a file or folder is: its manifest's id, or a hash of its contents.
-fn identity(path: &Path) -> Result<String, TrainerError> {
-    if !path.is_dir() {
-        return Ok(hash_file(path)?);
-    }
-    if let Some(manifest) = Manifest::read(path)? {
-        return Ok(manifest.id());
-    }
-    let mut hashes = BTreeMap::new();
-    for file in files_below(path)? {
-        let name = file
-            .strip_prefix(path)
-            .unwrap_or(&file)
-            .to_string_lossy()
-            .into_owned();
-        hashes.insert(name, hash_file(&file)?);
-    }
-    Ok(hash_json(&hashes))
 }

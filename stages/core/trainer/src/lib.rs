@@ -12,8 +12,8 @@
 //!
 //! Reading order: [`schedule`], [`gradients`], [`adamw`], [`stepper`] (one update), [`token_loss`] (one
 //! micro-batch) and [`language`] (many), [`ema`], [`snapshot`] and [`retention`], [`mod@finish`], then
-//! what ties a stage to its run folder: [`context`], [`persist`], [`progress`], and [`session`] for the
-//! supervised stages.
+//! what ties a stage to its run folder: [`context`], [`persist`], [`progress`], [`utilisation`], and
+//! [`session`] for the supervised stages.
 
 pub mod adamw;
 pub mod context;
@@ -35,6 +35,7 @@ pub mod tensors;
 #[cfg(test)]
 mod tests;
 pub mod token_loss;
+pub mod utilisation;
 
 pub use adamw::AdamW;
 pub use context::StageContext;
@@ -50,3 +51,4 @@ pub use session::{Session, num_steps};
 pub use snapshot::{RestorePart, SnapshotPart, restore_snapshot, save_snapshot};
 pub use stepper::{Stepper, Update};
 pub use token_loss::{lm_micro_step, next_token_loss, num_targets};
+pub use utilisation::Peak;

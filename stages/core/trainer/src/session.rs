@@ -6,7 +6,7 @@
 //!     ... forward, backward ...
 //!     session.update(&mut metrics)?;
 //!     if session.evaluation_is_due() { ...; session.select(heldout_loss); }
-//!     session.end_step(&metrics)?;
+//!     session.end_step(metrics, rows, tokens)?;
 //! }
 //! session.finish()
 //! ```
@@ -19,7 +19,9 @@ use recipe::plan::{Duration, TrainPlan};
 use runtime::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 
-use crate::{Outcome, Progress, RestorePart, SnapshotPart, StageContext, Stepper, TrainerError};
+use crate::{
+    Outcome, Peak, Progress, RestorePart, SnapshotPart, StageContext, Stepper, TrainerError,
+};
 
 /// A supervised stage under way.
 pub struct Session<'a> {
@@ -39,6 +41,7 @@ pub struct Session<'a> {
     num_examples: usize,
     best: Option<Best>,
     log: Progress,
+    peak: Peak,
     started: Instant,
     interrupted: bool,
 }
@@ -92,6 +95,7 @@ impl<'a> Session<'a> {
             best: None,
         });
         let log = Progress::open(&ctx.stage, &ctx.plan.name, steps)?;
+        let peak = Peak::measure(ctx.device, ctx.kind);
         Ok(Self {
             ctx,
             model,
@@ -103,6 +107,7 @@ impl<'a> Session<'a> {
             num_examples,
             best: state.best,
             log,
+            peak,
             started: Instant::now(),
             interrupted: false,
         })
@@ -154,17 +159,24 @@ impl<'a> Session<'a> {
     }
 
     /// Logs the step, then saves a snapshot when one is due or the weights are the best so far, and
-    /// notices a request to stop.
+    /// notices a request to stop. `rows` and `tokens` are what the update learned from.
     ///
     /// # Errors
     /// Where the log or the snapshot cannot be written.
-    pub fn end_step(&mut self, mut metrics: Metrics, tokens: f64) -> Result<(), TrainerError> {
+    pub fn end_step(
+        &mut self,
+        mut metrics: Metrics,
+        rows: usize,
+        tokens: usize,
+    ) -> Result<(), TrainerError> {
         let seconds = self.started.elapsed().as_secs_f64();
         self.started = Instant::now();
         let seen = self.step as f64 * self.plan.batch as f64;
         metrics.insert("data/epoch", seen / self.num_examples as f64);
         metrics.insert("time/step", seconds);
-        metrics.insert("tokens_per_second", tokens / seconds);
+        metrics.insert("tokens_per_second", tokens as f64 / seconds);
+        let flops = tokens as f64 * 3.0 * self.model.forward_flops_per_token(tokens / rows.max(1));
+        metrics.insert("mfu", self.peak.utilisation(flops, seconds));
         self.log.step(self.step, &metrics)?;
         self.interrupted = runtime::interrupt::requested() && self.step < self.steps;
         let due = self.step.is_multiple_of(self.ctx.plan.execution.save_every);

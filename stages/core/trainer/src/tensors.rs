@@ -5,16 +5,6 @@
 use datasets::{Padded, Side};
 use tch::{Device, Tensor};
 
-/// The ids of a padded batch, i64.
-pub fn ids_bt(batch: &Padded, device: Device) -> Tensor {
-    matrix(&batch.ids, batch, device)
-}
-
-/// True where a padded batch holds a token, false on padding.
-pub fn valid_bt(batch: &Padded, device: Device) -> Tensor {
-    matrix(&batch.valid, batch, device)
-}
-
 /// A mask over tokens, padded with false on `side` like the batch whose rows it describes.
 ///
 /// # Panics
@@ -35,11 +25,7 @@ pub fn mask_bt(rows: &[&[bool]], side: Side, batch: &Padded, device: Device) -> 
         };
         places[start..start + row.len()].copy_from_slice(row);
     }
-    matrix(&mask, batch, device)
-}
-
-fn matrix<T: tch::kind::Element>(values: &[T], batch: &Padded, device: Device) -> Tensor {
-    Tensor::from_slice(values)
+    Tensor::from_slice(&mask)
         .view([batch.rows as i64, batch.cols as i64])
         .to_device(device)
 }

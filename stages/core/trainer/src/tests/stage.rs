@@ -130,7 +130,7 @@ fn train(ctx: &StageContext, model: model::Model, until: u64) -> Outcome {
             // The evaluation after update 3 is the best, whatever the model says.
             session.select((session.step as f64 - 3.0).abs());
         }
-        session.end_step(metrics, 8.0)?;
+        session.end_step(metrics, 2, 8)?;
     }
     let selected = session.restore_best()?;
     assert_eq!(selected, 3);
@@ -174,20 +174,18 @@ fn a_session_that_died_ends_with_the_same_bytes() -> Outcome {
 fn a_context_knows_its_parents_and_dumps_bad_batches() -> Outcome {
     let dir = tempfile::tempdir()?;
     let ctx = context(dir.path())?;
-    let reference = |name: &str| format!("path:{}", dir.path().join(name).display());
     assert_eq!(ctx.parents().len(), 2);
-    assert_eq!(
-        ctx.parents()[&reference("data.parquet")],
-        hash_bytes(b"data")
-    );
-    let foreign = ctx.parents()[&reference("base")].clone();
+    assert_eq!(ctx.parents()["data"], hash_bytes(b"data"));
+    let foreign = ctx.parents()["model"].clone();
     let sealed = Manifest::new("checkpoint", "elsewhere", 1).seal(&dir.path().join("base"))?;
     let again = context(dir.path())?;
-    assert_eq!(again.parents()[&reference("base")], sealed.id());
+    assert_eq!(again.parents()["model"], sealed.id());
     assert_ne!(foreign, sealed.id());
     let manifest = again.manifest("checkpoint", 4);
     assert_eq!((manifest.stage.as_str(), manifest.step), ("sft", 4));
     assert_eq!(manifest.config["context"], 16);
+    assert_eq!(manifest.config["data"]["content"], hash_bytes(b"data"));
+    assert_eq!(manifest.config["data"].get("path"), None);
     let from_stage = Source::Stage {
         name: "base".to_owned(),
     };
