@@ -50,6 +50,7 @@ pub fn pipeline() -> Result<Pipeline, Box<dyn Error>> {
         data: from_stage("corpus"),
         context: 16,
         overlong: Overlong::Error,
+        pretrain: None,
         train: train(),
     };
     let plan = Plan {

@@ -1,12 +1,11 @@
-//! The models of PPO, its prompts, and the text of PPO-ptx.
+//! The models of PPO, and its prompts.
 
 use datasets::collate::{PromptExample, prompt_examples};
 use datasets::loader::Order;
-use datasets::pack::TokenRows;
 use datasets::{Prompt, Split, Tokenizer};
 use judge::RewardJudge;
 use model::Model;
-use recipe::plan::{PpoPlan, PtxPlan};
+use recipe::plan::PpoPlan;
 use trainer::StageContext;
 
 use crate::PpoError;
@@ -111,54 +110,5 @@ impl Prompts {
     /// True where there is no prompt.
     pub fn is_empty(&self) -> bool {
         self.examples.is_empty()
-    }
-}
-
-/// The text of PPO-ptx: rows of the pretraining stream, in an order of their own.
-pub struct PretrainText {
-    rows: TokenRows,
-    order: Order,
-}
-
-impl PretrainText {
-    /// Tokenises one split of the text, or finds it in the stage's cache.
-    ///
-    /// # Errors
-    /// Where the text cannot be read or the cache not written.
-    pub fn open(
-        ctx: &StageContext,
-        ptx: &PtxPlan,
-        tokenizer: &Tokenizer,
-        split: Split,
-    ) -> Result<Self, PpoError> {
-        let path = ctx.path(&ptx.data);
-        let rows = TokenRows::build(&path, split, tokenizer, ptx.context, &ctx.cache_dir())?;
-        if rows.num_rows() == 0 {
-            return Err(PpoError::TooLittleText {
-                path,
-                context: ptx.context,
-            });
-        }
-        Ok(Self {
-            order: Order::new(ctx.seed, "ptx", rows.num_rows(), rows.window()),
-            rows,
-        })
-    }
-
-    /// The sequences of one update: update `u` reads the `u`-th `count` rows of the stream.
-    ///
-    /// # Errors
-    /// Where the cache cannot be read.
-    pub fn batch(&self, update: u64, count: usize) -> Result<Vec<Vec<u32>>, PpoError> {
-        Ok(self.rows.rows(&self.order.batch(update, count))?)
-    }
-
-    /// The first `count` rows, for evaluation.
-    ///
-    /// # Errors
-    /// Where the cache cannot be read.
-    pub fn first(&self, count: usize) -> Result<Vec<Vec<u32>>, PpoError> {
-        let indices: Vec<usize> = (0..self.rows.num_rows().min(count)).collect();
-        Ok(self.rows.rows(&indices)?)
     }
 }

@@ -62,18 +62,6 @@ pub enum PpoError {
         /// Episodes per iteration.
         batch: usize,
     },
-    /// The text of PPO-ptx fills no row.
-    #[error(
-        "the text in {path} fills no row of {context} tokens\n  hint: bring more text, or lower \
-         `ptx.context`",
-        path = path.display()
-    )]
-    TooLittleText {
-        /// Where it was read.
-        path: PathBuf,
-        /// Tokens per row.
-        context: usize,
-    },
     /// Sampling and training disagree about the policy.
     #[error(
         "iteration {iteration}: sampled and recomputed log-probabilities differ by {gap:.3e} nats \

@@ -6,10 +6,10 @@ use judge::GoldRule;
 use recipe::plan::PpoPlan;
 use runtime::metrics::Metrics;
 use runtime::statistics::{deviation, mean, standard_error};
-use trainer::StageContext;
+use trainer::{LmRow, StageContext};
 
 use crate::PpoError;
-use crate::data::{Models, PretrainText};
+use crate::data::Models;
 use crate::rollout::{self, Episode};
 
 /// Held-out prompts and text, chosen once.
@@ -17,21 +17,11 @@ pub struct Heldout {
     /// Prompts, one sample each.
     pub prompts: Vec<PromptExample>,
     /// Rows of held-out pretraining text, where PPO-ptx is on.
-    pub text: Vec<Vec<u32>>,
+    pub text: Vec<LmRow>,
 }
 
 /// Held-out text rows per evaluation.
-const TEXT_ROWS: usize = 64;
-
-impl Heldout {
-    /// The first rows of held-out text, for the pretraining loss.
-    ///
-    /// # Errors
-    /// Where the text cannot be read.
-    pub fn text_rows(text: &PretrainText) -> Result<Vec<Vec<u32>>, PpoError> {
-        text.first(TEXT_ROWS)
-    }
-}
+pub const TEXT_ROWS: usize = 64;
 
 /// Mean of a number over episodes.
 fn mean_of(episodes: &[Episode], f: impl Fn(&Episode) -> f64) -> f64 {
@@ -123,15 +113,9 @@ pub fn evaluate(
     let texts: Vec<String> = episodes.iter().map(|e| e.response_text.clone()).collect();
     metrics.insert("heldout/distinct2", judge::text::distinct_2(&texts));
     if !heldout.text.is_empty() {
-        let rows: Vec<_> = heldout
-            .text
-            .iter()
-            .cloned()
-            .map(trainer::LmRow::plain)
-            .collect();
         let loss = trainer::lm_evaluate(
             &models.policy,
-            &rows,
+            &heldout.text,
             models.tokenizer.pad_id(),
             micro_batch,
         )?;

@@ -5,16 +5,18 @@ use std::time::Instant;
 use datasets::Split;
 use judge::GoldRule;
 use model::Model;
-use recipe::plan::PpoPlan;
+use recipe::plan::{PpoPlan, PtxPlan};
 use runtime::metrics::Metrics;
 use runtime::statistics::mean;
 use serde::{Deserialize, Serialize};
-use trainer::{Ema, Outcome, Peak, Progress, RestorePart, SnapshotPart, StageContext, Stepper};
+use trainer::{
+    Ema, Outcome, Peak, PretrainText, Progress, RestorePart, SnapshotPart, StageContext, Stepper,
+};
 
 use crate::PpoError;
 use crate::advantage::masked_moments;
-use crate::data::{Models, PretrainText, Prompts};
-use crate::evaluate::{Heldout, evaluate, objective, options};
+use crate::data::{Models, Prompts};
+use crate::evaluate::{Heldout, TEXT_ROWS, evaluate, objective, options};
 use crate::kl::KlController;
 use crate::record::{RecordContext, write_rollouts};
 use crate::rollout::{self, Episode};
@@ -96,7 +98,9 @@ impl<'a> Ppo<'a> {
         let tokenizer = &models.tokenizer;
         let prompts = Prompts::open(ctx, plan, tokenizer, (Split::Train, plan.batch))?;
         let text = |split| {
-            let open = |ptx| PretrainText::open(ctx, ptx, tokenizer, split);
+            let open = |ptx: &PtxPlan| {
+                PretrainText::open(ctx, (&ptx.data, split), tokenizer, ptx.context, "ptx")
+            };
             plan.ptx.as_ref().map(open).transpose()
         };
         let heldout_prompts = Prompts::open(ctx, plan, tokenizer, (Split::Heldout, 1))?;
@@ -105,8 +109,7 @@ impl<'a> Ppo<'a> {
         let heldout = Heldout {
             prompts: heldout_prompts.batch(0, num_heldout),
             text: heldout_text
-                .as_ref()
-                .map(Heldout::text_rows)
+                .map(|text| text.first(TEXT_ROWS))
                 .transpose()?
                 .unwrap_or_default(),
         };

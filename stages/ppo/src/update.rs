@@ -4,11 +4,11 @@ use datasets::loader::Order;
 use model::RecordOptions;
 use recipe::plan::PpoPlan;
 use tch::{Kind, Tensor, no_grad};
-use trainer::{Ema, StageContext, Stepper};
+use trainer::{Ema, PretrainText, StageContext, Stepper};
 
 use crate::PpoError;
 use crate::advantage::Moments;
-use crate::data::{Models, PretrainText};
+use crate::data::Models;
 use crate::loss::{policy_loss, value_loss};
 use crate::rollout::{Episode, EpisodeBatch, response_values, to_batch};
 
@@ -133,7 +133,6 @@ fn policy_update(
     report.tokens += tokens;
     if let (Some(text), Some(ptx)) = (lesson.text, &lesson.plan.ptx) {
         let rows = text.batch(index, ptx.sequences_per_episode * lesson.plan.minibatch)?;
-        let rows: Vec<trainer::LmRow> = rows.into_iter().map(trainer::LmRow::plain).collect();
         let loss = trainer::lm_backward(
             &models.policy,
             &mut steppers.policy,

@@ -1,10 +1,10 @@
-//! Demonstrations as masked token rows.
+//! Demonstrations as masked token rows, and the pretraining text among them.
 
 use datasets::collate::sft_examples;
 use datasets::loader::Order;
 use datasets::{Demonstration, Split, Tokenizer};
-use recipe::plan::SftPlan;
-use trainer::{LmRow, StageContext};
+use recipe::plan::{MixPlan, SftPlan};
+use trainer::{LmRow, PretrainText, StageContext};
 
 use crate::SftError;
 
@@ -12,6 +12,8 @@ use crate::SftError;
 pub(crate) struct Data {
     train: Vec<LmRow>,
     order: Order,
+    /// Pretraining text, and its rows in each batch.
+    text: Option<(PretrainText, usize)>,
     /// Examples that the evaluation reads.
     pub heldout: Vec<LmRow>,
 }
@@ -31,25 +33,37 @@ impl Data {
         )?;
         let mut heldout = examples(ctx, plan, tokenizer, (Split::Heldout, "held-out", 1))?;
         heldout.truncate(plan.train.eval_examples);
+        let text = |mix: &MixPlan| {
+            let from = (&mix.data, Split::Train);
+            let text = PretrainText::open(ctx, from, tokenizer, plan.context, "sft text")?;
+            Ok::<_, SftError>((text, mix.rows))
+        };
         Ok(Self {
             order: Order::new(ctx.seed, "sft", train.len(), train.len()),
             train,
+            text: plan.pretrain.as_ref().map(text).transpose()?,
             heldout,
         })
     }
 
-    /// Demonstrations that an epoch has.
-    pub fn num_examples(&self) -> usize {
-        self.train.len()
+    /// Rows that an epoch of the demonstrations has, the text among them counted, in batches of
+    /// `batch` rows.
+    pub fn rows_per_epoch(&self, batch: usize) -> usize {
+        self.train.len() * batch / (batch - self.num_text())
     }
 
-    /// The examples of an update.
-    pub fn batch(&self, step: u64, batch: usize) -> Vec<LmRow> {
-        self.order
-            .batch(step, batch)
-            .into_iter()
-            .map(|i| self.train[i].clone())
-            .collect()
+    fn num_text(&self) -> usize {
+        self.text.as_ref().map_or(0, |(_, rows)| *rows)
+    }
+
+    /// The rows of an update: demonstrations, then pretraining text where it is mixed in.
+    pub fn batch(&self, step: u64, batch: usize) -> Result<Vec<LmRow>, SftError> {
+        let demonstrations = self.order.batch(step, batch - self.num_text()).into_iter();
+        let mut rows: Vec<LmRow> = demonstrations.map(|i| self.train[i].clone()).collect();
+        if let Some((text, count)) = &self.text {
+            rows.extend(text.batch(step, *count)?);
+        }
+        Ok(rows)
     }
 }
 

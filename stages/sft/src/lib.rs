@@ -1,6 +1,8 @@
 //! Supervised fine-tuning on demonstrations (Ouyang et al. 2022, C.1): the loss of the assistant's
 //! turns alone, EOS included.
 //!
+//! Optionally a share of each batch is pretraining text (C.3: the model that PPO starts from).
+//!
 //! In: a base model and demonstrations. Out: `final/`, the checkpoint with the lowest held-out loss.
 //!
 //! *Architecture invariant*: this crate knows of no other stage. The examples of an update are a

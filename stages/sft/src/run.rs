@@ -16,9 +16,15 @@ pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
     let data = Data::open(ctx, plan, &tokenizer)?;
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
     let model = ctx.load_model(&plan.model)?;
-    let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_examples())?;
+    let mut session = Session::open(
+        ctx,
+        &plan.train,
+        model,
+        tokenizer,
+        data.rows_per_epoch(plan.train.batch),
+    )?;
     while session.is_running() {
-        let batch = data.batch(session.step, plan.train.batch);
+        let batch = data.batch(session.step, plan.train.batch)?;
         let options = options.with_dropout(plan.train.dropout, ctx.seed, session.step);
         let loss = lm_backward(&session.model, &mut session.stepper, &batch, &options)?;
         let mut metrics = Metrics::from([("loss/train", loss.mean())]);

@@ -102,6 +102,12 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
     (&["pretrain"], "batch", Integer(64), "fits small machines"),
     (&["sft"], "batch", Integer(32), "InstructGPT's"),
     (
+        &["sft"],
+        "pretrain_share",
+        Number(0.1),
+        "InstructGPT's for what PPO starts from (C.3)",
+    ),
+    (
         &["reward"],
         "batch",
         Integer(64),

@@ -87,6 +87,9 @@ impl StagePlan {
             Task::Sft(plan) => {
                 add("model", &plan.model);
                 add("data", &plan.data);
+                if let Some(pretrain) = &plan.pretrain {
+                    add("pretrain_data", &pretrain.data);
+                }
             }
             Task::Label(plan) => {
                 add("model", &plan.model);

@@ -11,8 +11,8 @@
 //!
 //! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
 //! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`
-//! and `order` (the graph), `training`, `data_stages` and `ppo` (one reader per kind), [`presets`],
-//! [`arithmetic`].
+//! and `order` (the graph), `training`, `pretraining`, `data_stages` and `ppo` (one reader per kind),
+//! [`presets`], [`arithmetic`].
 
 pub mod arithmetic;
 mod artefacts;
@@ -26,8 +26,11 @@ mod nearest;
 pub mod numbers;
 mod order;
 pub mod plan;
+mod plan_sampled;
+mod plan_supervised;
 mod ppo;
 pub mod presets;
+mod pretraining;
 mod reader;
 mod references;
 pub mod request;

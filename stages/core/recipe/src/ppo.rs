@@ -4,11 +4,12 @@ use datasets::DatasetKind;
 
 use crate::artefacts;
 use crate::data_stages::{GOLD_RULES, sampling};
-use crate::plan::{Dtype, Execution, KlPlan, PpoPlan, PtxPlan, RewardSource, Source};
+use crate::plan::{Dtype, Execution, KlPlan, PpoPlan, RewardSource, Source};
+use crate::pretraining::ptx;
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
 use crate::shape::ModelShape;
-use crate::training::{DTYPES, execution, fits, optimizer};
+use crate::training::{DTYPES, execution, optimizer};
 use crate::tree::Value;
 
 pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<(PpoPlan, Execution)> {
@@ -140,27 +141,6 @@ fn same_tokenizer(
     );
     let hint = "take a reward model that was trained with the policy's tokenizer";
     Err(reader.problem("model", message, hint))
-}
-
-fn ptx(reader: &Reader<'_>, resolver: &Resolver, shape: &ModelShape) -> Outcome<Option<PtxPlan>> {
-    let wanted = Wanted::Data(DatasetKind::Text);
-    let Some(data) = resolver.source_opt(reader, "pretrain_data", wanted)? else {
-        for key in ["ptx.coef", "ptx.sequences_per_episode", "ptx.context"] {
-            let hint = "add pretrain_data = \"stage:NAME\", or leave ptx out";
-            reader.refuse(key, "has no meaning without pretrain_data", hint)?;
-        }
-        return Ok(None);
-    };
-    let context = reader
-        .count_opt("ptx.context", 2)?
-        .unwrap_or(shape.max_positions);
-    fits(reader, "ptx.context", context, shape)?;
-    Ok(Some(PtxPlan {
-        data,
-        coef: reader.number("ptx.coef", Range::POSITIVE)?,
-        sequences_per_episode: reader.count("ptx.sequences_per_episode", 1)?,
-        context,
-    }))
 }
 
 fn kl(reader: &Reader<'_>) -> Outcome<KlPlan> {

@@ -136,7 +136,15 @@ pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
         ]],
         "pretrain" => &[&["kind"], PRETRAIN, TRAIN, OPTIMIZER, EXECUTION],
         "sft" => &[
-            &["kind", "model", "data", "context", "overlong"],
+            &[
+                "kind",
+                "model",
+                "data",
+                "context",
+                "overlong",
+                "pretrain_data",
+                "pretrain_share",
+            ],
             TRAIN,
             OPTIMIZER,
             EXECUTION,

@@ -7,6 +7,7 @@ use crate::plan::{
     Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, RewardPlan, Schedule,
     SftPlan, TrainPlan,
 };
+use crate::pretraining::mix;
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
 use crate::shape::{Family, ModelShape};
@@ -233,13 +234,15 @@ pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<SftPlan> 
         .unwrap_or(shape.max_positions);
     fits(reader, "context", context, &shape)?;
     let overlong = reader.choice("overlong", OVERLONG)?;
+    let train = train(reader)?;
     Ok(SftPlan {
         model,
         shape,
         data,
         context,
         overlong,
-        train: train(reader)?,
+        pretrain: mix(reader, resolver, train.batch)?,
+        train,
     })
 }
 

@@ -11,7 +11,7 @@
 //! a random number.
 //!
 //! Reading order: [`schedule`], [`gradients`], [`adamw`], [`stepper`] (one update), [`token_loss`] (one
-//! micro-batch) and [`language`] (many), [`ema`], [`snapshot`] and [`retention`], [`mod@finish`], then
+//! micro-batch) and [`language`] (many), [`pretrain_text`], [`ema`], [`snapshot`] and [`retention`], [`mod@finish`], then
 //! what ties a stage to its run folder: [`context`], [`persist`], [`progress`], [`utilisation`], and
 //! [`session`] for the supervised stages.
 
@@ -24,6 +24,7 @@ mod folder;
 pub mod gradients;
 pub mod language;
 pub mod persist;
+pub mod pretrain_text;
 pub mod progress;
 pub mod retention;
 pub mod schedule;
@@ -44,6 +45,7 @@ pub use error::TrainerError;
 pub use finish::finish;
 pub use language::{LmLoss, LmOptions, LmRow, lm_backward, lm_evaluate};
 pub use persist::{Outcome, overlong};
+pub use pretrain_text::PretrainText;
 pub use progress::Progress;
 pub use retention::{latest_valid_snapshot, retain};
 pub use schedule::learning_rate;

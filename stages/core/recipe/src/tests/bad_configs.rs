@@ -19,7 +19,7 @@ fn keys() {
         (
             "[stages.sft]\nkind = \"sft\"\nmodel",
             "[stages.sft]\nkind = \"sft\"\nmodle",
-            "pipeline.toml:36:1: stages.sft.modle: unknown key\n  hint: did you mean `model`? known keys here: kind, model, data, context, overlong, batch, steps, epochs, dropout, eval_every, eval_examples, nonfinite, optimizer, dtype, micro_batch, checkpointing, save_every, keep",
+            "pipeline.toml:36:1: stages.sft.modle: unknown key\n  hint: did you mean `model`? known keys here: kind, model, data, context, overlong, pretrain_data, pretrain_share, batch, steps, epochs, dropout, eval_every, eval_examples, nonfinite, optimizer, dtype, micro_batch, checkpointing, save_every, keep",
         ),
         (
             "optimizer = { lr = 1e-4 }",
@@ -243,6 +243,16 @@ fn numbers_that_do_not_fit_together() {
             "pretrain_data = \"stage:corpus\"",
             "ptx = { coef = 1.0 }",
             "pipeline.toml:14:16: stages.ppo.ptx.coef: has no meaning without pretrain_data\n  hint: add pretrain_data = \"stage:NAME\", or leave ptx out",
+        ),
+        (
+            "epochs = 2",
+            "pretrain_share = 0.2\nepochs = 2",
+            "pipeline.toml:39:18: stages.sft.pretrain_share: has no meaning without pretrain_data\n  hint: add pretrain_data = \"stage:NAME\", or leave pretrain_share out",
+        ),
+        (
+            "epochs = 2",
+            "pretrain_data = \"stage:corpus\"\npretrain_share = 0.01\nepochs = 2",
+            "pipeline.toml:40:18: stages.sft.pretrain_share: must leave both kinds of rows in a batch of 16, 0.01 leaves no text\n  hint: choose a larger batch or another share",
         ),
     ]);
 }

@@ -71,6 +71,11 @@ const VALUES: &[Row] = &[
     ("overlong", "drop", &[]),
     ("path", "other.txt", &[("format", "plain-text")]),
     ("pretrain_data", "other.parquet", &[]),
+    (
+        "pretrain_share",
+        "0.25",
+        &[("pretrain_data", "stage:corpus")],
+    ),
     ("prompt_turns", "9", &[]),
     ("prompts", "other.parquet", &[]),
     ("ptx.coef", "9", &[]),

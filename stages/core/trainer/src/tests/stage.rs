@@ -99,6 +99,7 @@ fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Error>> {
             data: Source::Path { path: data },
             context: 16,
             overlong: Overlong::Error,
+            pretrain: None,
             train: train_plan(),
         }),
         execution: Execution {

@@ -1,0 +1,158 @@
+//! The plans of stages that sample: label and ppo.
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{OptimizerPlan, Overlong, Source};
+use crate::shape::ModelShape;
+
+/// Sampling of responses, ranked by a labeler.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LabelPlan {
+    /// The model that responds.
+    pub model: Source,
+    /// Shape of that model.
+    pub shape: ModelShape,
+    /// Prompts.
+    pub prompts: Source,
+    /// Prompts labelled of the training split.
+    pub num_prompts: usize,
+    /// Prompts labelled of the held-out split.
+    pub num_heldout: usize,
+    /// K: responses per prompt.
+    pub responses: usize,
+    /// Who ranks them.
+    pub labeler: Labeler,
+    /// How they are sampled.
+    pub sampling: SamplingPlan,
+}
+
+/// Prompt and response lengths, and the distribution that is sampled from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SamplingPlan {
+    /// Tokens of a prompt at most.
+    pub max_prompt_tokens: usize,
+    /// Tokens of a response at most, EOS included.
+    pub max_new_tokens: usize,
+    /// Logits are divided by this.
+    pub temperature: f64,
+    /// What happens to longer prompts.
+    pub overlong: Overlong,
+}
+
+/// Who says what is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Labeler {
+    /// A known rule, so that improvement can be measured.
+    Gold {
+        /// The rule.
+        rule: GoldRule,
+    },
+}
+
+/// Rules that score a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GoldRule {
+    /// VADER's compound sentiment, -1 to 1 (Hutto and Gilbert 2014).
+    Vader,
+}
+
+/// Proximal policy optimisation against one or more reward models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PpoPlan {
+    /// Policy and reference start here.
+    pub model: Source,
+    /// Shape of the policy.
+    pub shape: ModelShape,
+    /// Reward models; their weighted sum is the score. The value model starts from the first.
+    pub reward: Vec<RewardSource>,
+    /// Shape of the value model.
+    pub value_shape: ModelShape,
+    /// Prompts.
+    pub prompts: Source,
+    /// How responses are sampled; the temperature divides logits in every log-probability.
+    pub sampling: SamplingPlan,
+    /// PPO iterations: collect a batch of episodes, then update on it.
+    pub iterations: u64,
+    /// Episodes per iteration.
+    pub batch: usize,
+    /// Episodes per update.
+    pub minibatch: usize,
+    /// Passes over an iteration's episodes.
+    pub inner_epochs: usize,
+    /// Coefficient of the KL penalty.
+    pub kl: KlPlan,
+    /// Discount.
+    pub gamma: f64,
+    /// GAE's lambda (Schulman et al. 2016).
+    pub lambda: f64,
+    /// Ratio clip of the policy loss.
+    pub clip: f64,
+    /// Clip of the value loss around the old values; `None`: unclipped.
+    pub value_clip: Option<f64>,
+    /// Whiten advantages over the iteration's response tokens.
+    pub whiten_advantages: bool,
+    /// Score of a response that made no EOS, in place of the reward model's; `None`: no rule.
+    pub no_eos_score: Option<f64>,
+    /// Decay of the exponential moving average of the policy; `None`: off.
+    pub ema: Option<f64>,
+    /// Pretraining gradients mixed into each update (PPO-ptx).
+    pub ptx: Option<PtxPlan>,
+    /// Optimizer of the policy.
+    pub policy_optimizer: OptimizerPlan,
+    /// Optimizer of the value model.
+    pub value_optimizer: OptimizerPlan,
+    /// Iterations between two evaluations on held-out prompts.
+    pub eval_every: u64,
+    /// Held-out prompts per evaluation, at most.
+    pub eval_prompts: usize,
+    /// A rule that is evaluated beside the score and used for nothing else.
+    pub gold: Option<GoldRule>,
+    /// Largest allowed gap between sampled and recomputed log-probabilities (nats).
+    pub max_logprob_gap: f64,
+    /// Updates with non-finite numbers that may be skipped before the run stops.
+    pub nonfinite_skip: u64,
+}
+
+/// A reward model and its weight in the score.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RewardSource {
+    /// The reward model.
+    pub model: Source,
+    /// Its weight.
+    pub weight: f64,
+}
+
+/// How the KL coefficient moves.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum KlPlan {
+    /// It does not.
+    Fixed {
+        /// The coefficient.
+        coef: f64,
+    },
+    /// Proportional control towards a target (Ziegler et al. 2019, section 2.2).
+    Adaptive {
+        /// The first coefficient.
+        coef: f64,
+        /// Wanted KL per episode, nats.
+        target: f64,
+        /// Episodes over which an error of 1 changes the coefficient by a factor e.
+        horizon: f64,
+    },
+}
+
+/// PPO-ptx (`InstructGPT`, equation 2).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PtxPlan {
+    /// Texts.
+    pub data: Source,
+    /// Weight of the mean token loss.
+    pub coef: f64,
+    /// Pretraining sequences per episode.
+    pub sequences_per_episode: usize,
+    /// Tokens per sequence.
+    pub context: usize,
+}
