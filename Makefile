@@ -49,7 +49,7 @@ about-demo:
 
 demo: about-demo build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 8 minutes): base, SFT, reward model, PPO, report
 	$(RLHF) run experiments/demo/pipeline.toml --run-dir runs/demo $(FLAGS)
-	$(RLHF) eval experiments/demo/pipeline.toml --run-dir runs/demo > /dev/null
+	$(RLHF) eval runs/demo > /dev/null
 	$(RLHF) inspect runs/demo --html runs/demo/report.html --svg runs/demo/svg
 
 test: build ## all tests
@@ -61,24 +61,26 @@ check: setup ## formatting, lints, docs, then all tests: what CI runs
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@$(MAKE) --no-print-directory test
 
+# What the demo's config reads, where it is the one that is run.
+config_data = $(if $(filter experiments/demo/%,$(CONFIG)),experiments/demo/data/dataset.json)
 run_kind = $(RLHF) run $(CONFIG) --kind $@ $(FLAGS)
 
-pretrain: build ## run the stages of kind pretrain, and what they need: make pretrain CONFIG=experiments/demo/pipeline.toml
+pretrain: build $(config_data) ## run the stages of kind pretrain, and what they need: make pretrain CONFIG=experiments/demo/pipeline.toml
 	$(run_kind)
 
-sft: build ## run the stages of kind sft, and what they need: make sft CONFIG=experiments/demo/pipeline.toml
+sft: build $(config_data) ## run the stages of kind sft, and what they need: make sft CONFIG=experiments/demo/pipeline.toml
 	$(run_kind)
 
-reward: build ## run the stages of kind reward, and what they need: make reward CONFIG=experiments/demo/pipeline.toml
+reward: build $(config_data) ## run the stages of kind reward, and what they need: make reward CONFIG=experiments/demo/pipeline.toml
 	$(run_kind)
 
-ppo: build ## run the stages of kind ppo, and what they need: make ppo CONFIG=experiments/demo/pipeline.toml
+ppo: build $(config_data) ## run the stages of kind ppo, and what they need: make ppo CONFIG=experiments/demo/pipeline.toml
 	$(run_kind)
 
 inspect: build ## curves and numbers of a run: make inspect RUN=runs/demo
 	$(RLHF) inspect $(RUN) $(FLAGS)
 
-plan: build ## check a config and print every resolved number: make plan CONFIG=...
+plan: build $(config_data) ## check a config and print every resolved number: make plan CONFIG=...
 	$(RLHF) plan $(CONFIG) $(FLAGS)
 
 dist: build ## a stripped, relocatable archive: dist/rlhf-linux-x86_64.tar.gz

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use rayon::prelude::*;
 use runtime::files::{read_json, write_bytes, write_json};
 use runtime::hash::{hash_bytes, hash_json};
 use serde_json::{Map, Value};
@@ -249,14 +248,6 @@ impl Tokenizer {
             .encode_fast(text, true)
             .map_err(failed("encoding"))?;
         Ok(encoding.get_ids().to_vec())
-    }
-
-    /// [`Tokenizer::encode`] of many texts, in parallel.
-    ///
-    /// # Errors
-    /// When the tokenizer refuses a text.
-    pub fn encode_batch(&self, texts: &[String]) -> Result<Vec<Vec<u32>>, TokenizerError> {
-        texts.par_iter().map(|text| self.encode(text)).collect()
     }
 
     /// Token ids, and where in `text` each token begins and ends (bytes).

@@ -76,7 +76,7 @@ One line is one message; Ctrl-D ends the conversation.")]
     /// Compare base, SFT and PPO of a run on held-out prompts, and check that the text was kept.
     #[command(after_help = "\
 Example:
-  rlhf eval experiments/demo/pipeline.toml --samples 512
+  rlhf eval runs/demo --samples 512
 
 Also writes eval.json into the PPO stage's folder; `rlhf inspect` shows it.")]
     Eval(EvalArgs),
@@ -205,12 +205,9 @@ pub struct ChatArgs {
 /// `rlhf eval`.
 #[derive(Debug, Clone, Args)]
 pub struct EvalArgs {
-    /// What was run.
-    #[command(flatten)]
-    pub source: ConfigArgs,
-    /// The run folder [default: runs/NAME, where NAME stands in the file].
-    #[arg(long, value_name = "DIR")]
-    pub run_dir: Option<PathBuf>,
+    /// The run folder; its plan.toml says what was run.
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
     /// Held-out prompts, one reply each.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     pub samples: usize,

@@ -121,12 +121,16 @@ mod tests {
         let corpus = p.run.stage("corpus").final_dir();
         let manifest = Manifest::verify(&corpus)?.ok_or("no manifest")?;
         assert!(manifest.files.contains_key("text.parquet"));
-        let tokenizer = Manifest::verify(&p.run.tokenizer_dir())?.ok_or("no manifest")?;
+        let tokenizer =
+            Manifest::verify(&p.run.stage("tokenizer").final_dir())?.ok_or("no manifest")?;
         assert_eq!(
             tokenizer.parents,
             [("stage:corpus".to_owned(), manifest.id())].into()
         );
-        assert_eq!(Tokenizer::load(&p.run.tokenizer_dir())?.vocab_size(), 300);
+        assert_eq!(
+            Tokenizer::load(&p.run.stage("tokenizer").final_dir())?.vocab_size(),
+            300
+        );
         let sft = p.plan.stage("sft").ok_or("no sft")?;
         let fingerprint = Fingerprints::new(&p.plan, &p.run).of(sft, &BTreeSet::new())?;
         assert_eq!(run(&p.plan, sft, &p.run, &fingerprint)?, None);

@@ -1,9 +1,9 @@
 """The demo's base model trained by plain PyTorch and transformers for the same time: what `rlhf`'s is
 compared with in experiments/demo/results/base.json.
 
-Same shape, tokenizer, training rows, batch and context as experiments/demo/pipeline.toml; an eager
-loop with fused AdamW, peak learning rate 2e-3, 50 steps of warm-up, then linear to a tenth by the
-clock. Both are measured on the same held-out rows.
+The prototype's shape (the demo's, with tied embeddings), and the demo's tokenizer, training rows, batch
+and context; an eager loop with fused AdamW, peak learning rate 2e-3, 50 steps of warm-up, then linear
+to a tenth by the clock. Both are measured on the same held-out rows.
 
     rlhf run experiments/demo/pipeline.toml --until pretrain
     python3 tests/golden/make_base.py runs/demo SECONDS > experiments/demo/results/base.json

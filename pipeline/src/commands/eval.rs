@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use recipe::plan::{Plan, PpoPlan, Source, StagePlan, Task};
 use recipe::request::EvalRequest;
-use runtime::RunFolder;
+use runtime::hash::hash_json;
+use runtime::manifest::content_id;
 use runtime::metrics::read_metrics;
+use runtime::{Manifest, RunFolder, StageFolder};
 
 use super::{ask, print};
 use crate::cli::EvalArgs;
@@ -21,65 +23,89 @@ struct Lineage<'a> {
     sft: PathBuf,
 }
 
-/// Evaluates, prints a report, and writes it to `eval.json` in the stage's folder.
+/// Evaluates, prints a report, and writes it to `eval.json` in the stage's folder. What was evaluated
+/// before is read from there.
 ///
 /// # Errors
-/// A configuration that has no PPO stage, a run that is not done, or what the worker says.
+/// A folder that is no run, a run that has no PPO stage or is not done, or what the worker says.
 pub fn run(args: &EvalArgs) -> Outcome {
-    let plan = recipe::load(&args.source.config, &args.source.overrides).map_err(Failure::usage)?;
-    let root = args
-        .run_dir
-        .clone()
-        .unwrap_or_else(|| Path::new("runs").join(&plan.name));
-    if !root.is_dir() {
-        return Err(Failure::Usage(anyhow!(
-            "there is no run folder {}\n  hint: run the pipeline first: rlhf run {}",
-            root.display(),
-            args.source.config.display()
-        )));
-    }
-    let run = RunFolder::open_or_create(&root).map_err(Failure::run)?;
+    let plan = read_plan(&args.run)?;
+    let run = RunFolder::open_or_create(&args.run).map_err(Failure::run)?;
     let _lock = run.lock().map_err(Failure::run)?;
     let lineage = lineage(&plan, &run)?;
-    let policy = run.stage(&lineage.stage.name).final_dir();
-    for folder in [&lineage.base, &lineage.sft, &policy] {
-        if !folder.join("config.json").exists() {
-            return Err(Failure::Usage(anyhow!(
-                "{} has no model yet\n  hint: finish the run first: rlhf run {}",
-                folder.display(),
-                args.source.config.display()
-            )));
-        }
-    }
-    let request = EvalRequest {
-        base: lineage.base.clone(),
-        reference: lineage.sft.clone(),
-        policy,
-        prompts: lineage.ppo.prompts.path(&run),
-        text: lineage.ppo.ptx.as_ref().map(|ptx| ptx.data.path(&run)),
-        cache: run.stage(&lineage.stage.name).root().join("cache"),
-        samples: args.samples,
-        seed: args.seed,
-        sampling: lineage.ppo.sampling.clone(),
-        gold: lineage.ppo.gold,
-        show: args.show,
-        compute: args.compute.resolve(),
-    };
-    let line = ask("eval", &request)?;
-    let measured: Measurements = serde_json::from_str(&line)
-        .context("the worker's answer")
-        .map_err(Failure::Run)?;
-    let evaluation = Evaluation {
-        seed: plan.seed,
-        reward_accuracy: reward_accuracy(&run, lineage.ppo),
-        measured,
-    };
     let stage = run.stage(&lineage.stage.name);
-    evaluation.write(stage.root()).map_err(Failure::run)?;
+    let inputs = lineage.inputs(args, &stage)?;
+    let known = Evaluation::read(stage.root()).map_err(Failure::run)?;
+    let evaluation = match known {
+        Some(known) if known.inputs == inputs => known,
+        _ => {
+            let line = ask("eval", &lineage.request(args, &run, &stage))?;
+            let measured: Measurements = serde_json::from_str(&line)
+                .context("the worker's answer")
+                .map_err(Failure::Run)?;
+            let evaluation = Evaluation {
+                inputs,
+                seed: plan.seed,
+                reward_accuracy: reward_accuracy(&run, lineage.ppo),
+                measured,
+            };
+            evaluation.write(stage.root()).map_err(Failure::run)?;
+            evaluation
+        }
+    };
     let screen = Screen::detect();
     let _ = print(screen.encode(&evaluation.to_text(screen.rule())).trim_end());
-    eprintln!("wrote {}", Evaluation::path(stage.root()).display());
+    eprintln!("numbers: {}", Evaluation::path(stage.root()).display());
     Ok(())
+}
+
+/// The plan that a run folder was made by.
+fn read_plan(root: &Path) -> Outcome<Plan> {
+    let path = root.join("plan.toml");
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Failure::Usage(anyhow!(
+            "{}: {error}\n  hint: name a folder that `rlhf run` made, for example runs/demo",
+            path.display()
+        ))
+    })?;
+    let plan = Plan::from_toml(&text).with_context(|| path.display().to_string());
+    plan.map_err(Failure::Usage)
+}
+
+impl Lineage<'_> {
+    /// A hash of the models and of how they are evaluated; two evaluations with equal ones are equal.
+    fn inputs(&self, args: &EvalArgs, stage: &StageFolder) -> Outcome<String> {
+        let mut models = Vec::new();
+        for folder in [&self.base, &self.sft, &stage.final_dir()] {
+            if !folder.join("config.json").exists() {
+                return Err(Failure::Usage(anyhow!(
+                    "{} has no model yet\n  hint: finish the run first: `rlhf run`",
+                    folder.display()
+                )));
+            }
+            models.push(content_id(folder, Manifest::verify).map_err(Failure::usage)?);
+        }
+        let compute = args.compute.resolve();
+        let how = (args.samples, args.seed, args.show, compute.dtype);
+        Ok(hash_json(&(models, how)))
+    }
+
+    fn request(&self, args: &EvalArgs, run: &RunFolder, stage: &StageFolder) -> EvalRequest {
+        EvalRequest {
+            base: self.base.clone(),
+            reference: self.sft.clone(),
+            policy: stage.final_dir(),
+            prompts: self.ppo.prompts.path(run),
+            text: self.ppo.ptx.as_ref().map(|ptx| ptx.data.path(run)),
+            cache: stage.root().join("cache"),
+            samples: args.samples,
+            seed: args.seed,
+            sampling: self.ppo.sampling.clone(),
+            gold: self.ppo.gold,
+            show: args.show,
+            compute: args.compute.resolve(),
+        }
+    }
 }
 
 /// The last PPO stage, and what it descends from.
@@ -95,7 +121,7 @@ fn lineage<'a>(plan: &'a Plan, run: &RunFolder) -> Outcome<Lineage<'a>> {
     let Some((stage, ppo)) = last else {
         return Err(Failure::Usage(anyhow!(
             "{} has no stage of kind ppo\n  hint: eval compares a policy with what it descends from",
-            plan.source.display()
+            run.plan_path().display()
         )));
     };
     let sft = ppo.model.path(run);

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use recipe::plan::{Plan, Task};
+use recipe::plan::{Plan, StagePlan, Task};
 use runtime::RunFolder;
 use runtime::metrics::read_metrics;
 
@@ -39,8 +39,9 @@ pub fn run(args: &GpuCheckArgs) -> Outcome {
                 .map_err(Failure::Run)?;
         }
     }
-    super::run::run(&run_args(&config, &cpu, Device::Cpu))?;
-    let plan = recipe::load(&config, &[]).map_err(Failure::usage)?;
+    let source = without_dropout(config)?;
+    super::run::run(&run_args(&source, &cpu, Device::Cpu))?;
+    let plan = recipe::load(&source.config, &source.overrides).map_err(Failure::usage)?;
     let mut differences = Vec::new();
     for stage in &plan.stages {
         if matches!(
@@ -88,12 +89,20 @@ fn config(args: &GpuCheckArgs) -> Outcome<PathBuf> {
     })
 }
 
-fn run_args(config: &Path, run_dir: &Path, device: Device) -> RunArgs {
+/// Each device draws its own dropout, so there is none where two are compared.
+fn without_dropout(config: PathBuf) -> Outcome<ConfigArgs> {
+    let plan = recipe::load(&config, &[]).map_err(Failure::usage)?;
+    let dropped = |stage: &StagePlan| {
+        let key = format!("stages.{}.dropout", stage.name);
+        (stage.task.train()?.dropout > 0.0).then(|| (key, "0".to_owned()))
+    };
+    let overrides = plan.stages.iter().filter_map(dropped).collect();
+    Ok(ConfigArgs { config, overrides })
+}
+
+fn run_args(source: &ConfigArgs, run_dir: &Path, device: Device) -> RunArgs {
     RunArgs {
-        source: ConfigArgs {
-            config: config.to_owned(),
-            overrides: Vec::new(),
-        },
+        source: source.clone(),
         only: None,
         kind: None,
         until: None,

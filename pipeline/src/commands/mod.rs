@@ -103,7 +103,7 @@ fn check_model(dir: &Path) -> Outcome {
 fn check_data(file: &Path) -> Outcome {
     if !file.is_file() {
         return Err(Failure::Usage(anyhow!(
-            "--data {} is not a file",
+            "--data {} is not a file\n  hint: name a .jsonl or .parquet file",
             file.display()
         )));
     }

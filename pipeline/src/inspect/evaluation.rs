@@ -13,6 +13,8 @@ use super::table::{Align, Table};
 /// What was found, with what it is about.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
+    /// Hash of what was evaluated, and how.
+    pub inputs: String,
     /// The pipeline's seed.
     pub seed: u64,
     /// Held-out pairs that the reward model orders rightly, as a share.
@@ -56,7 +58,7 @@ pub struct Measured {
     pub most_frequent_share: f64,
     pub base_perplexity: f64,
     pub true_prompt_preferred: f64,
-    pub pretraining_loss: f64,
+    pub pretraining_loss: Option<f64>,
 }
 
 /// A prompt and two replies to it.
@@ -141,12 +143,15 @@ impl Evaluation {
         let gold = self
             .gain()
             .map(|gain| format!("gold: {gain:+.3} by PPO, at a KL of {:.2} nats", ppo.kl));
-        let rise = 100.0 * (ppo.pretraining_loss / sft.pretraining_loss - 1.0);
-        let tax = format!("pretraining loss: {rise:+.2} % by PPO");
+        let losses = ppo.pretraining_loss.zip(sft.pretraining_loss);
+        let tax = losses.map(|(after, before)| {
+            let rise = 100.0 * (after / before - 1.0);
+            format!("pretraining loss: {rise:+.2} % by PPO")
+        });
         let accuracy = self
             .reward_accuracy
             .map(|share| format!("reward model: {} of held-out pairs right", percent(share)));
-        gold.into_iter().chain([tax]).chain(accuracy).collect()
+        [gold, tax, accuracy].into_iter().flatten().collect()
     }
 
     /// The measurements, a column a model.
@@ -182,7 +187,8 @@ impl Evaluation {
             percent(m.true_prompt_preferred)
         });
         row("pretraining loss, nats per token", &|m| {
-            format!("{:.3}", m.pretraining_loss)
+            m.pretraining_loss
+                .map_or("no text".to_owned(), |loss| format!("{loss:.3}"))
         });
         table
     }

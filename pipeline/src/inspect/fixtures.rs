@@ -17,9 +17,8 @@ pub fn row(step: u64, time: f64, values: &[(&str, f64)]) -> MetricRow {
     MetricRow { step, time, values }
 }
 
-/// An imported corpus, a finished pretraining and a running PPO; `offset` is added to losses.
-pub fn run(label: &str, offset: f64) -> Run {
-    let pretrain = vec![
+fn pretrain_rows(offset: f64) -> Vec<MetricRow> {
+    vec![
         row(
             1,
             100.0,
@@ -44,8 +43,11 @@ pub fn run(label: &str, offset: f64) -> Run {
             103.0,
             &[("loss/train", 2.0 + offset), ("loss/heldout", 3.5 + offset)],
         ),
-    ];
-    let ppo = vec![
+    ]
+}
+
+fn ppo_rows() -> Vec<MetricRow> {
+    vec![
         row(
             1,
             200.0,
@@ -71,7 +73,11 @@ pub fn run(label: &str, offset: f64) -> Run {
                 ("heldout/gold_se", 0.05),
             ],
         ),
-    ];
+    ]
+}
+
+/// An imported corpus, a finished pretraining and a running PPO; `offset` is added to losses.
+pub fn run(label: &str, offset: f64) -> Run {
     let stage = |name: &str, state, planned, selected, rows| Stage {
         name: name.to_owned(),
         state,
@@ -85,8 +91,14 @@ pub fn run(label: &str, offset: f64) -> Run {
         root: Path::new("runs").join(label),
         stages: vec![
             stage("corpus", State::Done, None, None, Vec::new()),
-            stage("pretrain", State::Done, Some(4), Some(3), pretrain),
-            stage("ppo", State::Running, Some(5), None, ppo),
+            stage(
+                "pretrain",
+                State::Done,
+                Some(4),
+                Some(3),
+                pretrain_rows(offset),
+            ),
+            stage("ppo", State::Running, Some(5), None, ppo_rows()),
         ],
     }
 }
@@ -105,9 +117,10 @@ pub fn evaluation() -> Evaluation {
         most_frequent_share: 0.01,
         base_perplexity: 100.0,
         true_prompt_preferred: 0.6,
-        pretraining_loss,
+        pretraining_loss: Some(pretraining_loss),
     };
     Evaluation {
+        inputs: "abc".to_owned(),
         seed: 1,
         reward_accuracy: Some(0.78),
         measured: Measurements {

@@ -88,7 +88,7 @@ fn read_plan(path: &Path) -> Result<Option<Vec<PlannedStage>>> {
         return Ok(None);
     }
     let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-    let plan: Plan = toml::from_str(&text).with_context(|| {
+    let plan = Plan::from_toml(&text).with_context(|| {
         let path = path.display();
         format!("{path}: not a plan of this version of rlhf\n  hint: inspect it with the version that made it")
     })?;
@@ -102,14 +102,10 @@ fn read_plan(path: &Path) -> Result<Option<Vec<PlannedStage>>> {
 
 /// Steps a stage will take, where its plan says so.
 fn planned_steps(stage: &StagePlan) -> Option<u64> {
-    let train = match &stage.task {
-        Task::Pretrain(plan) => &plan.train,
-        Task::Sft(plan) => &plan.train,
-        Task::Reward(plan) => &plan.train,
-        Task::Ppo(plan) => return Some(plan.iterations),
-        Task::Import(_) | Task::Tokenizer(_) | Task::Label(_) => return None,
-    };
-    match train.duration {
+    if let Task::Ppo(plan) = &stage.task {
+        return Some(plan.iterations);
+    }
+    match stage.task.train()?.duration {
         Duration::Steps(steps) => Some(steps),
         Duration::Epochs(_) => None,
     }

@@ -65,8 +65,8 @@ pub struct Report {
     /// How often the base model finds a reply likelier after its own prompt than after another one:
     /// each reply is tried with the prompts of the next [`OTHER_PROMPTS`] replies.
     pub true_prompt_preferred: f64,
-    /// Loss on held-out pretraining text, nats a token.
-    pub pretraining_loss: f64,
+    /// Loss on held-out pretraining text, nats a token; `None` where there is no such text.
+    pub pretraining_loss: Option<f64>,
 }
 
 /// Samples a reply to each prompt.
@@ -133,6 +133,10 @@ pub fn evaluate(
     };
     let preferred: usize = (1..=OTHER_PROMPTS).map(preferred).sum();
     let (pad_id, batch) = (evaluation.tokenizer.pad_id(), evaluation.options.max_batch);
+    let pretraining_loss = match evaluation.heldout_text {
+        [] => None,
+        rows => Some(lm_evaluate(model, rows, pad_id, batch)?.mean()),
+    };
     Ok(Report {
         samples: samples.len(),
         gold: gold.as_deref().map(mean),
@@ -145,7 +149,7 @@ pub fn evaluate(
         most_frequent_share: text::most_frequent_share(&sampled.texts),
         base_perplexity: (-base_own.iter().sum::<f64>() / tokens as f64).exp(),
         true_prompt_preferred: preferred as f64 / (count * OTHER_PROMPTS as f64),
-        pretraining_loss: lm_evaluate(model, evaluation.heldout_text, pad_id, batch)?.mean(),
+        pretraining_loss,
     })
 }
 

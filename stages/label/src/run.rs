@@ -7,7 +7,7 @@ use datasets::loader::Order;
 use datasets::{Comparison, DatasetKind, Prompt, Response, Split, Tokenizer, dataset_file};
 use generation::{Finish, Request, Sample, SamplingOptions};
 use judge::GoldRule;
-use model::Model;
+use model::{Checkpoint, Model};
 use recipe::plan::{LabelPlan, Labeler};
 use runtime::files::WholeFolder;
 use runtime::metrics::Metrics;
@@ -23,18 +23,21 @@ const PART: usize = 256;
 /// # Errors
 /// [`LabelError`] says what failed.
 pub fn run(ctx: &StageContext, plan: &LabelPlan) -> Result<Outcome, LabelError> {
+    let Checkpoint {
+        model, tokenizer, ..
+    } = ctx.load_checkpoint(&plan.model)?;
     let labelling = Labelling {
         ctx,
         plan,
-        model: ctx.load_model(&plan.model)?,
-        tokenizer: ctx.load_tokenizer(&plan.model)?,
+        model,
+        tokenizer,
     };
     let splits = [
         (Split::Train, "train", "num_prompts", plan.num_prompts),
         (Split::Heldout, "held-out", "num_heldout", plan.num_heldout),
     ];
     let total = (plan.num_prompts + plan.num_heldout) as u64;
-    let mut log = Progress::open(&ctx.stage, &ctx.plan.name, total)?;
+    let mut log = Progress::open(&ctx.stage, &ctx.plan.name, (0, total))?;
     let mut done = 0;
     let mut outputs = Vec::new();
     for (split, name, key, wanted) in splits {

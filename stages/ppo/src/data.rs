@@ -4,7 +4,7 @@ use datasets::collate::{PromptExample, prompt_examples};
 use datasets::loader::Order;
 use datasets::{Prompt, Split, Tokenizer};
 use judge::RewardJudge;
-use model::Model;
+use model::{Checkpoint, Model};
 use recipe::plan::PpoPlan;
 use trainer::StageContext;
 
@@ -16,7 +16,7 @@ pub struct Models {
     pub policy: Model,
     /// The policy as it began; the KL penalty is measured against it.
     pub reference: Model,
-    /// The critic.
+    /// The critic. It begins as the first reward model, whatever that one's weight.
     pub value: Model,
     /// Reward models with their weights.
     pub rewards: Vec<(RewardJudge, f64)>,
@@ -30,15 +30,19 @@ impl Models {
     /// # Errors
     /// Where a checkpoint cannot be read or does not fit.
     pub fn load(ctx: &StageContext, plan: &PpoPlan) -> Result<Self, PpoError> {
-        let policy = ctx.load_model(&plan.model)?;
-        let tokenizer = ctx.load_tokenizer(&plan.model)?;
+        let Checkpoint {
+            model: policy,
+            tokenizer,
+            ..
+        } = ctx.load_checkpoint(&plan.model)?;
         let mut rewards = Vec::with_capacity(plan.reward.len());
         for source in &plan.reward {
-            if ctx.load_tokenizer(&source.model)?.hash() != tokenizer.hash() {
+            let reward = ctx.load_checkpoint(&source.model)?;
+            if reward.tokenizer.hash() != tokenizer.hash() {
                 let (reward, policy) = (ctx.path(&source.model), ctx.path(&plan.model));
                 return Err(PpoError::OtherTokenizer { reward, policy });
             }
-            let judge = RewardJudge::new(ctx.load_model(&source.model)?)?;
+            let judge = RewardJudge::new(reward.model)?;
             rewards.push((judge, source.weight));
         }
         Ok(Self {

@@ -48,24 +48,22 @@ struct Ppo<'a> {
 /// [`PpoError`] says what failed.
 pub fn run(ctx: &StageContext, plan: &PpoPlan) -> Result<Outcome, PpoError> {
     let mut ppo = Ppo::open(ctx, plan)?;
+    ppo.evaluate_before_training()?;
     while ppo.state.iteration < plan.iterations {
         let started = Instant::now();
-        ppo.evaluate_before_training()?;
         let mut metrics = Metrics::new();
         let episodes = ppo.collect(&mut metrics)?;
         let report = ppo.learn(&episodes, &mut metrics)?;
-        ppo.observe(&episodes, &report, &mut metrics)?;
+        let health = ppo.observe(&episodes, &report, &mut metrics);
         ppo.state.iteration += 1;
+        ppo.time(started, &episodes, &mut metrics);
         if ppo.is_due(plan.eval_every) {
             let started = Instant::now();
             metrics.extend(evaluate(ctx, plan, &ppo.models, &ppo.heldout)?);
             metrics.insert("time/evaluate", started.elapsed().as_secs_f64());
         }
-        let seconds = started.elapsed().as_secs_f64();
-        metrics.insert("time/step", seconds);
-        metrics.insert("episodes_per_second", plan.batch as f64 / seconds);
-        metrics.insert("mfu", ppo.peak.utilisation(ppo.flops(&episodes), seconds));
         ppo.log.step(ppo.state.iteration, &metrics)?;
+        health?;
         let interrupted = runtime::interrupt::requested();
         if ppo.is_due(ctx.plan.execution.save_every) || interrupted {
             ppo.save()?;
@@ -113,7 +111,11 @@ impl<'a> Ppo<'a> {
                 .transpose()?
                 .unwrap_or_default(),
         };
-        let log = Progress::open(&ctx.stage, &ctx.plan.name, plan.iterations)?;
+        let log = Progress::open(
+            &ctx.stage,
+            &ctx.plan.name,
+            (state.iteration, plan.iterations),
+        )?;
         Ok(Self {
             text: text(Split::Train)?,
             ctx,
@@ -200,6 +202,16 @@ impl<'a> Ppo<'a> {
         }
         self.state.kl.observe(kl, episodes.len());
         Ok(())
+    }
+
+    /// The iteration's time, and what it got done in it.
+    fn time(&self, started: Instant, episodes: &[Episode], metrics: &mut Metrics) {
+        let seconds = started.elapsed().as_secs_f64();
+        let tokens: usize = episodes.iter().map(|e| e.response_ids.len()).sum();
+        metrics.insert("time/step", seconds);
+        metrics.insert("episodes_per_second", episodes.len() as f64 / seconds);
+        metrics.insert("tokens_per_second", tokens as f64 / seconds);
+        metrics.insert("mfu", self.peak.utilisation(self.flops(episodes), seconds));
     }
 
     /// Model FLOPs of an iteration: every model's forward passes over the episodes, the updates of

@@ -4,7 +4,7 @@
 
 use datasets::collate::{ComparisonExample, Side, pad};
 use judge::RewardJudge;
-use model::{Input, Model, RecordOptions};
+use model::{Checkpoint, Input, Model, RecordOptions};
 use recipe::plan::RewardPlan;
 use runtime::metrics::Metrics;
 use runtime::seeds;
@@ -22,9 +22,11 @@ use crate::loss::{PairIndex, accuracy, kwise_loss, margins};
 /// # Errors
 /// [`RewardError`] says what failed.
 pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError> {
-    let tokenizer = ctx.load_tokenizer(&plan.model)?;
+    let Checkpoint {
+        model, tokenizer, ..
+    } = ctx.load_checkpoint(&plan.model)?;
     let data = Data::open(ctx, plan, &tokenizer)?;
-    let model = ctx.load_model(&plan.model)?.to_scalar(ctx.seed);
+    let model = model.to_scalar(ctx.seed);
     let (pad_id, micro_batch) = (tokenizer.pad_id(), ctx.plan.execution.micro_batch);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_prompts())?;
     while session.is_running() {

@@ -1,5 +1,6 @@
 //! The loop.
 
+use model::Checkpoint;
 use recipe::plan::SftPlan;
 use runtime::metrics::Metrics;
 use trainer::{LmOptions, Outcome, Session, StageContext, lm_backward, lm_evaluate};
@@ -12,10 +13,11 @@ use crate::data::Data;
 /// # Errors
 /// [`SftError`] says what failed.
 pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
-    let tokenizer = ctx.load_tokenizer(&plan.model)?;
+    let Checkpoint {
+        model, tokenizer, ..
+    } = ctx.load_checkpoint(&plan.model)?;
     let data = Data::open(ctx, plan, &tokenizer)?;
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
-    let model = ctx.load_model(&plan.model)?;
     let mut session = Session::open(
         ctx,
         &plan.train,

@@ -7,11 +7,7 @@ use torch_ext::DeviceChoice;
 
 /// The device of a word of the command line.
 pub fn device(word: &str) -> Result<Device> {
-    let choice = match word {
-        "cpu" => DeviceChoice::Cpu,
-        "cuda" => DeviceChoice::Cuda,
-        _ => DeviceChoice::Auto,
-    };
+    let choice: DeviceChoice = word.parse()?;
     Ok(torch_ext::resolve_device(choice)?)
 }
 

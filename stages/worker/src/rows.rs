@@ -39,7 +39,10 @@ impl Row {
         }
         if let Some(prompt) = self.text("prompt")? {
             let Some(completion) = self.text("completion")? else {
-                bail!("{}: has `prompt` and no `completion`", self.place);
+                bail!(
+                    "{}: has `prompt` and no `completion`\n  hint: add `completion`, or say `text`",
+                    self.place
+                );
             };
             let mut ids = tokenizer.encode_with_special(prompt)?;
             ids.extend(tokenizer.encode(completion)?);
@@ -49,7 +52,8 @@ impl Row {
             return Ok(tokenizer.encode(&tokenizer.render(&messages, false)?)?);
         }
         bail!(
-            "{}: none of `input_ids`, `text`, `prompt`, `messages` is there",
+            "{}: none of `input_ids`, `text`, `prompt`, `messages` is there\n  \
+             hint: give each row one of them",
             self.place
         )
     }
@@ -67,7 +71,8 @@ impl Row {
             return Ok(tokenizer.encode_prompt(&messages)?);
         }
         bail!(
-            "{}: none of `input_ids`, `prompt`, `messages` is there",
+            "{}: none of `input_ids`, `prompt`, `messages` is there\n  \
+             hint: give each row one of them",
             self.place
         )
     }

@@ -88,79 +88,22 @@ fn prompts_are_checked() {
 
 #[test]
 fn options_are_checked() {
-    let cases = [
-        (
-            SamplingOptions {
-                temperature: 0.0,
-                ..options()
-            },
-            "temperature is 0,",
-        ),
-        (
-            SamplingOptions {
-                temperature: -1.0,
-                ..options()
-            },
-            "temperature is -1,",
-        ),
-        (
-            SamplingOptions {
-                temperature: f64::NAN,
-                ..options()
-            },
-            "temperature is NaN,",
-        ),
-        (
-            SamplingOptions {
-                temperature: f64::INFINITY,
-                ..options()
-            },
-            "temperature is inf,",
-        ),
-        (
-            SamplingOptions {
-                top_p: Some(0.0),
-                ..options()
-            },
-            "top_p is 0,",
-        ),
-        (
-            SamplingOptions {
-                top_p: Some(1.5),
-                ..options()
-            },
-            "top_p is 1.5,",
-        ),
-        (
-            SamplingOptions {
-                top_p: Some(f64::NAN),
-                ..options()
-            },
-            "top_p is NaN,",
-        ),
-        (
-            SamplingOptions {
-                top_k: Some(0),
-                ..options()
-            },
-            "`top_k` is 0,",
-        ),
-        (
-            SamplingOptions {
-                max_new_tokens: 0,
-                ..options()
-            },
-            "`max_new_tokens` is 0,",
-        ),
-        (
-            SamplingOptions {
-                max_batch: 0,
-                ..options()
-            },
-            "`max_batch` is 0,",
-        ),
+    type Change = fn(&mut SamplingOptions);
+    let cases: [(Change, &str); 10] = [
+        (|o| o.temperature = 0.0, "temperature is 0,"),
+        (|o| o.temperature = -1.0, "temperature is -1,"),
+        (|o| o.temperature = f64::NAN, "temperature is NaN,"),
+        (|o| o.temperature = f64::INFINITY, "temperature is inf,"),
+        (|o| o.top_p = Some(0.0), "top_p is 0,"),
+        (|o| o.top_p = Some(1.5), "top_p is 1.5,"),
+        (|o| o.top_p = Some(f64::NAN), "top_p is NaN,"),
+        (|o| o.top_k = Some(0), "`top_k` is 0,"),
+        (|o| o.max_new_tokens = 0, "`max_new_tokens` is 0,"),
+        (|o| o.max_batch = 0, "`max_batch` is 0,"),
     ];
-    for (options, expected) in cases {
+    for (change, expected) in cases {
+        let mut options = options();
+        change(&mut options);
         let error = refusal(Head::Token, &[1], &options);
         assert!(
             error.contains(expected) && error.contains("hint:"),

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use datasets::tokenizer::Tokenizer;
-use runtime::files::WholeFolder;
 use runtime::manifest::Manifest;
 use tch::{Device, Kind};
 
@@ -41,29 +40,11 @@ impl Checkpoint {
     }
 }
 
-/// Writes a checkpoint that appears at `dir` complete or not at all, sealed by `manifest`; returns
-/// the sealed manifest.
-///
-/// # Errors
-/// When the tokenizer does not fit the model, the disk is full, or writing fails.
-pub fn save_checkpoint(
-    dir: &Path,
-    model: &Model,
-    tokenizer: &Tokenizer,
-    manifest: Manifest,
-) -> Result<Manifest, ModelError> {
-    let folder = WholeFolder::create(dir)?;
-    write_folder(folder.path(), model, tokenizer)?;
-    let sealed = manifest.seal(folder.path())?;
-    folder.commit()?;
-    Ok(sealed)
-}
-
 /// Writes model and tokenizer into an existing folder, unsealed: what a snapshot adds its training
 /// state to.
 ///
 /// # Errors
-/// As [`save_checkpoint`].
+/// When the tokenizer does not fit the model, the disk is full, or writing fails.
 pub fn write_folder(dir: &Path, model: &Model, tokenizer: &Tokenizer) -> Result<(), ModelError> {
     check_vocabulary(dir, model, tokenizer)?;
     let ids = SpecialIds {

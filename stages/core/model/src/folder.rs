@@ -57,8 +57,8 @@ impl Model {
     }
 
     /// Writes `config.json`, `generation_config.json` and `model.safetensors` into an existing
-    /// folder, in the parameters' type. Equal models give equal bytes. (A checkpoint, with
-    /// tokenizer and manifest, is [`crate::save_checkpoint`]'s.)
+    /// folder, in the parameters' type. Equal models give equal bytes. (With the tokenizer:
+    /// [`crate::write_folder`].)
     ///
     /// # Errors
     /// When the disk is full or writing fails.

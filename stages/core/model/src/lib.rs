@@ -26,7 +26,7 @@ mod transformer;
 pub mod weights;
 
 pub use cache::KvCache;
-pub use checkpoint::{Checkpoint, save_checkpoint, write_folder};
+pub use checkpoint::{Checkpoint, write_folder};
 pub use error::ModelError;
 pub use input::Input;
 pub use layout::{Head, Init, TensorSpec, tensors};

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use datasets::tokenizer::Tokenizer;
-use model::{Checkpoint, Head, Model, save_checkpoint, weights};
+use model::{Checkpoint, Head, Model, weights, write_folder};
 use recipe::shape::{Family, ModelShape};
 use runtime::manifest::Manifest;
 use tch::{Device, Kind, Tensor};
@@ -226,7 +226,9 @@ fn checkpoints_are_sealed_and_a_flipped_byte_is_found() {
     let tokenizer = Tokenizer::train(texts.into_iter(), 280).expect("tokenizer");
     let original = model(Family::Llama, Head::Token, Kind::Float);
     let manifest = Manifest::new("checkpoint", "sft", 12);
-    let sealed = save_checkpoint(&dir, &original, &tokenizer, manifest).expect("save");
+    std::fs::create_dir(&dir).expect("folder");
+    write_folder(&dir, &original, &tokenizer).expect("save");
+    let sealed = manifest.seal(&dir).expect("seal");
     let loaded = Checkpoint::load(&dir, Device::Cpu, Kind::Float).expect("load");
     assert_eq!(loaded.manifest, Some(sealed));
     assert_eq!(loaded.tokenizer.eos_id(), tokenizer.eos_id());
@@ -246,13 +248,11 @@ fn checkpoints_are_sealed_and_a_flipped_byte_is_found() {
         ..shape(Family::Llama)
     };
     let small = Model::init(&small, Head::Token, 1, Device::Cpu, Kind::Float);
-    let manifest = Manifest::new("checkpoint", "sft", 1);
-    let refused = save_checkpoint(&root.path().join("small"), &small, &tokenizer, manifest);
+    let refused = write_folder(root.path(), &small, &tokenizer);
     assert!(
         refused
             .expect_err("too few rows")
             .to_string()
             .contains("100 rows")
     );
-    assert!(!root.path().join("small").exists());
 }

@@ -49,7 +49,13 @@ pub(crate) fn check_dataset(path: &Path, kind: DatasetKind) -> Result<(), Refusa
 /// Checks that a folder holds a model with its tokenizer and the right head.
 pub(crate) fn check_model(dir: &Path, scalar: bool) -> Result<(), Refusal> {
     let config = read_config(dir)?;
-    for file in ["tokenizer.json", "model.safetensors"] {
+    let index = "model.safetensors.index.json";
+    let weights = if dir.join(index).is_file() {
+        index
+    } else {
+        "model.safetensors"
+    };
+    for file in ["tokenizer.json", weights] {
         let file = dir.join(file);
         if !file.is_file() {
             return Err((

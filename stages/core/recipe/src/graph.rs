@@ -7,7 +7,7 @@ use runtime::RunFolder;
 use serde_json::Value;
 
 use crate::error::PlanError;
-use crate::plan::{Plan, Source, StagePlan, Task};
+use crate::plan::{Plan, Source, StagePlan, Task, TrainPlan};
 
 impl Plan {
     /// Version of the format that this program writes and reads.
@@ -185,6 +185,16 @@ impl Source {
 }
 
 impl Task {
+    /// The loop of a stage that trains on fixed data.
+    pub fn train(&self) -> Option<&TrainPlan> {
+        match self {
+            Self::Pretrain(plan) => Some(&plan.train),
+            Self::Sft(plan) => Some(&plan.train),
+            Self::Reward(plan) => Some(&plan.train),
+            Self::Import(_) | Self::Tokenizer(_) | Self::Label(_) | Self::Ppo(_) => None,
+        }
+    }
+
     /// The kind's word, as in the configuration.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -120,7 +120,8 @@ pub struct SftPlan {
 pub struct MixPlan {
     /// Texts.
     pub data: Source,
-    /// Its share of each batch's rows.
+    /// Its share of each batch's rows. (A row of text fills the context, so its share of the tokens is
+    /// larger.)
     pub share: f64,
     /// The same as a number of rows, at least one.
     pub rows: usize,

@@ -41,7 +41,11 @@ pub enum FileError {
         free: u64,
     },
     /// The content is no JSON, or JSON of another shape.
-    #[error("{} is not what it should be: {source}", path.display())]
+    #[error(
+        "{} is not what it should be: {source}\n  \
+         hint: it is damaged, or of another version of this program; copy or make it anew",
+        path.display()
+    )]
     Json {
         /// The file.
         path: PathBuf,

@@ -152,7 +152,7 @@ pub const METRICS: &[MetricSpec] = &[
     metric(
         "ppo/approx_kl",
         "nats/token",
-        "mean k3 estimate of KL(old || new) during the update",
+        "mean k2 estimate of KL(old || new) during the update: half the squared log ratio",
     ),
     metric(
         "ppo/explained_variance",
@@ -193,7 +193,7 @@ pub const METRICS: &[MetricSpec] = &[
     metric(
         "time/step",
         "s",
-        "wall time of the whole update or iteration",
+        "wall time of the update or iteration, without evaluations and snapshots",
     ),
     metric("time/sample", "s", "sampling of the responses"),
     metric(

@@ -131,11 +131,6 @@ impl RunFolder {
         self.root.join("plan.toml")
     }
 
-    /// The folder of the pipeline's own tokenizer.
-    pub fn tokenizer_dir(&self) -> PathBuf {
-        self.stage("tokenizer").final_dir()
-    }
-
     /// `logs/<stage>.log`.
     pub fn log_path(&self, stage: &str) -> PathBuf {
         self.root.join("logs").join(format!("{stage}.log"))

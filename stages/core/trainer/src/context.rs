@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use datasets::Tokenizer;
-use model::Model;
+use model::Checkpoint;
 use recipe::plan::{Dtype, Source, StagePlan};
 use runtime::files::write_json;
 use runtime::manifest::{Manifest, content_id};
@@ -81,12 +81,17 @@ impl StageContext {
         Ok(Tokenizer::load(&self.path(source))?)
     }
 
-    /// The model in the source's folder, on the stage's device in its storage format.
+    /// The model in the source's folder, on the stage's device in its storage format, and its
+    /// tokenizer.
     ///
     /// # Errors
-    /// A model that is missing, malformed or damaged.
-    pub fn load_model(&self, source: &Source) -> Result<Model, TrainerError> {
-        Ok(Model::load(&self.path(source), self.device, self.kind)?)
+    /// A model or tokenizer that is missing, malformed or damaged, or that do not belong together.
+    pub fn load_checkpoint(&self, source: &Source) -> Result<Checkpoint, TrainerError> {
+        Ok(Checkpoint::load(
+            &self.path(source),
+            self.device,
+            self.kind,
+        )?)
     }
 
     /// What the stage is made from: its reference (`stage:sft`; the key, as `data`, where it is a path)

@@ -20,18 +20,6 @@ pub enum TrainerError {
     /// A dataset could not be read.
     #[error(transparent)]
     Data(#[from] datasets::DataError),
-    /// The pretraining text that is mixed in fills no row.
-    #[error(
-        "the text in {path} fills no row of {context} tokens\n  hint: bring more text, or shorter rows \
-         (`ptx.context` of ppo, `context` of sft)",
-        path = path.display()
-    )]
-    TooLittleText {
-        /// Where it was read.
-        path: PathBuf,
-        /// Tokens per row.
-        context: usize,
-    },
     /// An operation that tch lacks failed.
     #[error(transparent)]
     Torch(#[from] torch_ext::TorchError),

@@ -30,9 +30,6 @@ impl PretrainText {
     ) -> Result<Self, TrainerError> {
         let path = ctx.path(data);
         let rows = TokenRows::build(&path, split, tokenizer, context, &ctx.cache_dir())?;
-        if rows.num_rows() == 0 {
-            return Err(TrainerError::TooLittleText { path, context });
-        }
         Ok(Self {
             order: Order::new(ctx.seed, purpose, rows.num_rows(), rows.window()),
             rows,

@@ -1,6 +1,6 @@
 //! What a stage says of each step: a line of metrics to its run folder, and an event to whoever watches.
 
-use runtime::events::emit_progress;
+use runtime::events::{Event, emit, emit_progress};
 use runtime::metrics::{Metrics, MetricsWriter};
 use runtime::run_folder::StageFolder;
 
@@ -15,12 +15,22 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Appends to the metrics of `folder`; `steps` is the length of the run.
+    /// Appends to the metrics of `folder`, and says that the stage begins, or continues, after `step`
+    /// of `steps` updates.
     ///
     /// # Errors
     /// Where the file cannot be opened.
-    pub fn open(folder: &StageFolder, stage: &str, steps: u64) -> Result<Self, TrainerError> {
+    pub fn open(
+        folder: &StageFolder,
+        stage: &str,
+        (step, steps): (u64, u64),
+    ) -> Result<Self, TrainerError> {
         let writer = MetricsWriter::append(&folder.metrics_path())?;
+        emit(&Event::Started {
+            stage: stage.to_owned(),
+            step,
+            steps,
+        });
         Ok(Self {
             writer,
             stage: stage.to_owned(),

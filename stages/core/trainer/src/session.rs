@@ -43,6 +43,7 @@ pub struct Session<'a> {
     log: Progress,
     peak: Peak,
     started: Instant,
+    evaluation_started: Option<Instant>,
     interrupted: bool,
 }
 
@@ -94,7 +95,7 @@ impl<'a> Session<'a> {
             step: 0,
             best: None,
         });
-        let log = Progress::open(&ctx.stage, &ctx.plan.name, steps)?;
+        let log = Progress::open(&ctx.stage, &ctx.plan.name, (state.step, steps))?;
         let peak = Peak::measure(ctx.device, ctx.kind);
         Ok(Self {
             ctx,
@@ -109,6 +110,7 @@ impl<'a> Session<'a> {
             log,
             peak,
             started: Instant::now(),
+            evaluation_started: None,
             interrupted: false,
         })
     }
@@ -139,18 +141,19 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// True after every `eval_every`-th update and after the last.
-    pub fn evaluation_is_due(&self) -> bool {
-        self.step.is_multiple_of(self.plan.eval_every) || self.step == self.steps
+    /// True after every `eval_every`-th update and after the last. What follows until
+    /// [`Self::end_step`] is timed as the evaluation.
+    pub fn evaluation_is_due(&mut self) -> bool {
+        let is_due = self.step.is_multiple_of(self.plan.eval_every) || self.step == self.steps;
+        self.evaluation_started = is_due.then(Instant::now);
+        is_due
     }
 
     /// Reports the held-out loss of the weights as they are; the lowest one becomes `final/`, so
-    /// [`Self::end_step`] saves a new best. A loss that is not a number is worse than any other.
+    /// [`Self::end_step`] saves a new best. A loss that is not finite is none.
     pub fn select(&mut self, heldout_loss: f64) {
-        if self
-            .best
-            .is_none_or(|best| heldout_loss.total_cmp(&best.loss).is_lt())
-        {
+        let is_better = self.best.is_none_or(|best| heldout_loss < best.loss);
+        if heldout_loss.is_finite() && is_better {
             self.best = Some(Best {
                 step: self.step,
                 loss: heldout_loss,
@@ -169,8 +172,12 @@ impl<'a> Session<'a> {
         rows: usize,
         tokens: usize,
     ) -> Result<(), TrainerError> {
-        let seconds = self.started.elapsed().as_secs_f64();
-        self.started = Instant::now();
+        let mut seconds = self.started.elapsed().as_secs_f64();
+        if let Some(started) = self.evaluation_started.take() {
+            let evaluation = started.elapsed().as_secs_f64();
+            metrics.insert("time/evaluate", evaluation);
+            seconds -= evaluation;
+        }
         let seen = self.step as f64 * self.plan.batch as f64;
         metrics.insert("data/epoch", seen / self.num_examples as f64);
         metrics.insert("time/step", seconds);
@@ -184,6 +191,7 @@ impl<'a> Session<'a> {
         if due || is_best || self.interrupted {
             self.save()?;
         }
+        self.started = Instant::now();
         Ok(())
     }
 

@@ -239,6 +239,12 @@ fn numbers_that_do_not_fit_together() {
             "model = { size = \"gpt2-125m\" }",
             "pipeline.toml:29:18: stages.pretrain.model.size: there is no size called \"gpt2-125m\"\n  hint: did you mean `gpt2-124m`? known sizes: gpt2-tiny, gpt2-82m, gpt2-124m, gpt2-355m, gpt2-774m, gpt2-1.5b, gpt3-1.3b, gpt3-6.7b, llama-tiny, llama-1.1b, llama-7b, llama-13b, llama-33b, llama-65b, llama2-7b, llama2-13b, llama2-70b, llama3-8b",
         ),
+    ]);
+}
+
+#[test]
+fn pretraining_text_that_is_not_there_or_leaves_no_room() {
+    check(&[
         (
             "pretrain_data = \"stage:corpus\"",
             "ptx = { coef = 1.0 }",
