@@ -162,12 +162,12 @@ pub const METRICS: &[MetricSpec] = &[
     metric(
         "ppo/logprob_gap_max",
         "nats",
-        "largest |sampled - recomputed| log-prob of a token",
+        "largest |sampled - recomputed| log-prob of a token in the first minibatch, before its update",
     ),
     metric(
         "ppo/logprob_gap_mean",
         "nats",
-        "mean |sampled - recomputed| log-prob",
+        "mean |sampled - recomputed| log-prob in the first minibatch, before its update",
     ),
     metric(
         "ppo/kl_coef",
