@@ -35,7 +35,7 @@ setup: .venv/.ready ## libtorch (the pinned PyTorch wheel) into ./.venv; once, a
 
 build: setup ## build rlhf and rlhf-worker (release; about 10 minutes the first time on two cores)
 	$(CARGO) build --release --locked --bins
-	@[ "$(TARGET)" = target ] || { mkdir -p target; rm -rf target/release; ln -sfn "$(abspath $(TARGET))/release" target/release; }
+	@[ "$(abspath $(TARGET))" = "$(abspath target)" ] || { mkdir -p target; rm -rf target/release; ln -sfn "$(abspath $(TARGET))/release" target/release; }
 
 experiments/demo/data/dataset.json: | setup
 	$(PIP) --no-deps chitchat-dataset==0.9.0
