@@ -10,6 +10,7 @@ mod bad_input;
 mod cli;
 mod damage;
 mod documents;
+mod evaluation;
 mod process;
 mod resume;
 mod rollouts;

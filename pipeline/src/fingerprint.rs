@@ -4,14 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use recipe::plan::{Plan, Source, StagePlan};
+use recipe::plan::{CONTENT_KEY, Plan, Source, StagePlan};
 use runtime::hash::hash_json;
 use runtime::manifest::content_id;
 use runtime::{Manifest, ManifestError, RunFolder};
 use serde_json::{Map, Value};
-
-/// The key under which the hash of an input's content stands; `null` while it is not known.
-const CONTENT: &str = "content";
 
 /// A stage's settings and inputs.
 #[derive(Debug, Clone, PartialEq)]
@@ -112,7 +109,7 @@ pub struct KeyChange {
 impl std::fmt::Display for KeyChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { key, was, is } = self;
-        if key.ends_with(CONTENT) && was.is_some() && is.is_some() {
+        if key.ends_with(CONTENT_KEY) && was.is_some() && is.is_some() {
             return write!(f, "{key}: the data behind it is another");
         }
         let side = |value: &Option<String>| value.clone().unwrap_or_else(|| "(absent)".into());
@@ -128,7 +125,7 @@ pub fn diff(old: &Value, new: &Value) -> Vec<KeyChange> {
 }
 
 fn compare(key: &str, old: Option<&Value>, new: Option<&Value>, changes: &mut Vec<KeyChange>) {
-    let not_known_yet = key.ends_with(CONTENT) && new == Some(&Value::Null);
+    let not_known_yet = key.ends_with(CONTENT_KEY) && new == Some(&Value::Null);
     if old == new || not_known_yet {
         return;
     }

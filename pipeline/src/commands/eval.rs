@@ -1,10 +1,10 @@
 //! `rlhf eval`: the checkpoints that a PPO stage descends from, compared on held-out prompts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use recipe::plan::{Plan, PpoPlan, Source, StagePlan, Task};
-use recipe::request::EvalRequest;
+use recipe::request::{EvalReport, EvalRequest};
 use runtime::hash::hash_json;
 use runtime::manifest::content_id;
 use runtime::metrics::read_metrics;
@@ -13,7 +13,7 @@ use runtime::{Manifest, RunFolder, StageFolder};
 use super::{ask, print};
 use crate::cli::EvalArgs;
 use crate::failure::{Failure, Outcome};
-use crate::inspect::{Evaluation, Measurements, Screen};
+use crate::inspect::{Evaluation, Screen, read_plan};
 
 /// Where the models of a PPO stage's lineage come from.
 struct Lineage<'a> {
@@ -29,7 +29,13 @@ struct Lineage<'a> {
 /// # Errors
 /// A folder that is no run, a run that has no PPO stage or is not done, or what the worker says.
 pub fn run(args: &EvalArgs) -> Outcome {
-    let plan = read_plan(&args.run)?;
+    let plan = read_plan(&args.run).map_err(Failure::Usage)?;
+    let plan = plan.ok_or_else(|| {
+        let root = args.run.display();
+        Failure::Usage(anyhow!(
+            "{root}: not a run folder: it has no plan.toml\n  hint: name a folder that `rlhf run` made, for example runs/demo"
+        ))
+    })?;
     let run = RunFolder::open_or_create(&args.run).map_err(Failure::run)?;
     let _lock = run.lock().map_err(Failure::run)?;
     let lineage = lineage(&plan, &run)?;
@@ -40,7 +46,7 @@ pub fn run(args: &EvalArgs) -> Outcome {
         Some(known) if known.inputs == inputs => known,
         _ => {
             let line = ask("eval", &lineage.request(args, &run, &stage))?;
-            let measured: Measurements = serde_json::from_str(&line)
+            let measured: EvalReport = serde_json::from_str(&line)
                 .context("the worker's answer")
                 .map_err(Failure::Run)?;
             let evaluation = Evaluation {
@@ -57,19 +63,6 @@ pub fn run(args: &EvalArgs) -> Outcome {
     let _ = print(screen.encode(&evaluation.to_text(screen.rule())).trim_end());
     eprintln!("numbers: {}", Evaluation::path(stage.root()).display());
     Ok(())
-}
-
-/// The plan that a run folder was made by.
-fn read_plan(root: &Path) -> Outcome<Plan> {
-    let path = root.join("plan.toml");
-    let text = std::fs::read_to_string(&path).map_err(|error| {
-        Failure::Usage(anyhow!(
-            "{}: {error}\n  hint: name a folder that `rlhf run` made, for example runs/demo",
-            path.display()
-        ))
-    })?;
-    let plan = Plan::from_toml(&text).with_context(|| path.display().to_string());
-    plan.map_err(Failure::Usage)
 }
 
 impl Lineage<'_> {

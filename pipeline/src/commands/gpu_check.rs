@@ -15,6 +15,7 @@ use runtime::metrics::read_metrics;
 use super::{find_libtorch, last_line, print};
 use crate::cli::{ConfigArgs, Device, GpuCheckArgs, RunArgs};
 use crate::failure::{Failure, Outcome};
+use crate::inspect::read_plan;
 use crate::worker::Worker;
 
 /// Largest relative difference between CUDA and CPU, f32.
@@ -41,7 +42,8 @@ pub fn run(args: &GpuCheckArgs) -> Outcome {
     }
     let source = without_dropout(config)?;
     super::run::run(&run_args(&source, &cpu, Device::Cpu))?;
-    let plan = recipe::load(&source.config, &source.overrides).map_err(Failure::usage)?;
+    let plan = read_plan(&cpu).map_err(Failure::Run)?;
+    let plan = plan.ok_or_else(|| Failure::Run(anyhow!("{} has no plan", cpu.display())))?;
     let mut differences = Vec::new();
     for stage in &plan.stages {
         if matches!(

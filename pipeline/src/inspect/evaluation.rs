@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use recipe::request::{Conversation, EvalModels, EvalReport, ModelReport};
 use runtime::files::{FileError, read_json, write_json};
 use serde::{Deserialize, Serialize};
 
@@ -21,55 +22,7 @@ pub struct Evaluation {
     pub reward_accuracy: Option<f64>,
     /// What the worker measured.
     #[serde(flatten)]
-    pub measured: Measurements,
-}
-
-/// The worker's answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Measurements {
-    /// The three models.
-    pub models: Models,
-    /// Some prompts with the replies to them.
-    pub conversations: Vec<Conversation>,
-}
-
-/// The models of a PPO stage's lineage.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Models {
-    /// The pretrained model.
-    pub base: Measured,
-    /// The reference of PPO.
-    pub sft: Measured,
-    /// The policy.
-    pub ppo: Measured,
-}
-
-/// What was measured of one model; units as in crate `eval`'s report.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
-    pub samples: usize,
-    pub gold: Option<f64>,
-    pub gold_se: Option<f64>,
-    pub kl: f64,
-    pub eos_rate: f64,
-    pub length: f64,
-    pub distinct_2: f64,
-    pub repeated_trigrams: f64,
-    pub most_frequent_share: f64,
-    pub base_perplexity: f64,
-    pub true_prompt_preferred: f64,
-    pub pretraining_loss: Option<f64>,
-}
-
-/// A prompt and two replies to it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Conversation {
-    /// The user's last message.
-    pub prompt: String,
-    /// The SFT model's reply.
-    pub sft: String,
-    /// The policy's reply.
-    pub ppo: String,
+    pub measured: EvalReport,
 }
 
 impl Evaluation {
@@ -97,7 +50,7 @@ impl Evaluation {
 
     /// What a policy has to fulfil for its gain to count, and whether it does.
     pub fn checks(&self) -> Vec<(&'static str, bool)> {
-        let Models { base: _, sft, ppo } = &self.measured.models;
+        let EvalModels { base: _, sft, ppo } = &self.measured.models;
         vec![
             (
                 "gold score at least 0.4 above SFT's",
@@ -133,13 +86,13 @@ impl Evaluation {
 
     /// The gold score's rise from SFT to PPO.
     fn gain(&self) -> Option<f64> {
-        let Models { sft, ppo, .. } = &self.measured.models;
+        let EvalModels { sft, ppo, .. } = &self.measured.models;
         Some(ppo.gold? - sft.gold?)
     }
 
     /// One sentence each: the gain and its price.
     pub fn summary(&self) -> Vec<String> {
-        let Models { sft, ppo, .. } = &self.measured.models;
+        let EvalModels { sft, ppo, .. } = &self.measured.models;
         let gold = self
             .gain()
             .map(|gain| format!("gold: {gain:+.3} by PPO, at a KL of {:.2} nats", ppo.kl));
@@ -156,7 +109,7 @@ impl Evaluation {
 
     /// The measurements, a column a model.
     pub fn table(&self) -> Table {
-        let Models { base, sft, ppo } = &self.measured.models;
+        let EvalModels { base, sft, ppo } = &self.measured.models;
         let title = format!("{} held-out prompts, one reply each", ppo.samples);
         let mut table = Table::new(&[
             (&title, Align::Left),
@@ -164,7 +117,7 @@ impl Evaluation {
             ("SFT", Align::Right),
             ("PPO", Align::Right),
         ]);
-        let mut row = |name: &str, show: &dyn Fn(&Measured) -> String| {
+        let mut row = |name: &str, show: &dyn Fn(&ModelReport) -> String| {
             let cells = [name.to_owned(), show(base), show(sft), show(ppo)];
             table.rows.push(cells.into());
         };

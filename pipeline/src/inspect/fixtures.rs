@@ -5,7 +5,9 @@ use std::path::Path;
 
 use runtime::metrics::MetricRow;
 
-use super::evaluation::{Conversation, Evaluation, Measured, Measurements, Models};
+use recipe::request::{Conversation, EvalModels, EvalReport, ModelReport};
+
+use super::evaluation::Evaluation;
 use super::run::{Run, Stage, State};
 
 /// A metric line.
@@ -105,7 +107,7 @@ pub fn run(label: &str, offset: f64) -> Run {
 
 /// An evaluation that fulfils every check.
 pub fn evaluation() -> Evaluation {
-    let measured = |gold, kl, pretraining_loss| Measured {
+    let measured = |gold, kl, pretraining_loss| ModelReport {
         samples: 512,
         gold: Some(gold),
         gold_se: Some(0.01),
@@ -123,8 +125,8 @@ pub fn evaluation() -> Evaluation {
         inputs: "abc".to_owned(),
         seed: 1,
         reward_accuracy: Some(0.78),
-        measured: Measurements {
-            models: Models {
+        measured: EvalReport {
+            models: EvalModels {
                 base: measured(0.2, 1.0, 4.0),
                 sft: measured(0.2, 0.0, 4.0),
                 ppo: measured(0.7, 3.0, 4.04),

@@ -8,7 +8,9 @@ use plotters::style::RGBColor;
 use runtime::metrics::spec;
 
 use super::chart::{AXIS, Chart, GRID, INK, PALETTE, PAPER, SOFT_INK};
-use super::evaluation::{Conversation, Evaluation};
+use recipe::request::Conversation;
+
+use super::evaluation::Evaluation;
 use super::figures::{Section, metrics_shown, unit};
 use super::run::Run;
 use super::table::{Align, Table, comparison_table, numbers_table, stages_table};

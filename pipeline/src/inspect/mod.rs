@@ -32,8 +32,9 @@ use runtime::{files, interrupt};
 
 use crate::failure::{Failure, Outcome};
 
-pub use evaluation::{Evaluation, Measurements};
+pub use evaluation::Evaluation;
 use figures::Section;
+pub use read::read_plan;
 use read::read_runs;
 use run::Run;
 pub use terminal::Screen;

@@ -51,16 +51,21 @@ pub fn read_run(root: &Path) -> Result<Run> {
             root.display()
         );
     }
-    let planned = read_plan(&root.join("plan.toml"))?;
+    let plan = read_plan(root)?;
     let folders = stage_folders(root)?;
-    if planned.is_none() && folders.is_empty() {
+    if plan.is_none() && folders.is_empty() {
         bail!(
             "{}: not a run folder: it has neither plan.toml nor a stage with metrics.jsonl\n  \
              hint: name a folder that `rlhf run` made, for example runs/demo",
             root.display()
         );
     }
-    let planned = planned.unwrap_or_default();
+    let planned: Vec<PlannedStage> = plan.map_or_else(Vec::new, |plan| {
+        let stages = plan.stages.iter();
+        stages
+            .map(|stage| (stage.name.clone(), planned_steps(stage)))
+            .collect()
+    });
     let is_planned = |folder: &String| planned.iter().any(|(name, _)| name == folder);
     let unplanned: Vec<String> = folders
         .into_iter()
@@ -82,22 +87,24 @@ pub fn read_run(root: &Path) -> Result<Run> {
     })
 }
 
-/// Names and planned steps of the plan's stages; `None` without a plan.
-fn read_plan(path: &Path) -> Result<Option<Vec<PlannedStage>>> {
+/// The plan that a run folder was made by; `None` without one.
+///
+/// # Errors
+/// A plan that cannot be read, or that another version made.
+pub fn read_plan(root: &Path) -> Result<Option<Plan>> {
+    let path = root.join("plan.toml");
     if !path.exists() {
         return Ok(None);
     }
-    let text = fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     let plan = Plan::from_toml(&text).with_context(|| {
         let path = path.display();
-        format!("{path}: not a plan of this version of rlhf\n  hint: inspect it with the version that made it")
+        format!(
+            "{path}: not a plan of this version of rlhf
+  hint: inspect it with the version that made it"
+        )
     })?;
-    Ok(Some(
-        plan.stages
-            .iter()
-            .map(|stage| (stage.name.clone(), planned_steps(stage)))
-            .collect(),
-    ))
+    Ok(Some(plan))
 }
 
 /// Steps a stage will take, where its plan says so.

@@ -5,8 +5,8 @@ use datasets::collate::PromptExample;
 use generation::{Finish, Request, Sample, SamplingOptions};
 use judge::{GoldRule, response_logprobs, text};
 use model::Model;
+use recipe::request::ModelReport;
 use runtime::statistics::{mean, standard_error};
-use serde::Serialize;
 use trainer::{LmRow, lm_evaluate};
 
 use crate::EvalError;
@@ -39,36 +39,6 @@ pub struct Sampled {
     pub texts: Vec<String>,
 }
 
-/// What was measured of a model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// Replies.
-    pub samples: usize,
-    /// Mean gold score.
-    pub gold: Option<f64>,
-    /// Standard error of that mean.
-    pub gold_se: Option<f64>,
-    /// Mean over replies of the sum of `ln pi - ln pi_ref`, nats.
-    pub kl: f64,
-    /// Share of replies that end themselves.
-    pub eos_rate: f64,
-    /// Mean tokens of a reply.
-    pub length: f64,
-    /// [`text::distinct_2`].
-    pub distinct_2: f64,
-    /// [`text::repeated_trigrams`].
-    pub repeated_trigrams: f64,
-    /// [`text::most_frequent_share`].
-    pub most_frequent_share: f64,
-    /// The base model's perplexity of the replies, given their prompts.
-    pub base_perplexity: f64,
-    /// How often the base model finds a reply likelier after its own prompt than after another one:
-    /// each reply is tried with the prompts of the next [`OTHER_PROMPTS`] replies.
-    pub true_prompt_preferred: f64,
-    /// Loss on held-out pretraining text, nats a token; `None` where there is no such text.
-    pub pretraining_loss: Option<f64>,
-}
-
 /// Samples a reply to each prompt.
 ///
 /// # Errors
@@ -99,7 +69,7 @@ pub fn evaluate(
     evaluation: &Evaluation,
     model: &Model,
     sampled: &Sampled,
-) -> Result<Report, EvalError> {
+) -> Result<ModelReport, EvalError> {
     let samples = &sampled.samples;
     let count = samples.len() as f64;
     let tokens: usize = samples.iter().map(|s| s.output_ids.len()).sum();
@@ -137,7 +107,7 @@ pub fn evaluate(
         [] => None,
         rows => Some(lm_evaluate(model, rows, pad_id, batch)?.mean()),
     };
-    Ok(Report {
+    Ok(ModelReport {
         samples: samples.len(),
         gold: gold.as_deref().map(mean),
         gold_se: gold.as_deref().map(standard_error),

@@ -1,7 +1,7 @@
 //! Evaluation of language models on held-out prompts: gold score, KL to a reference, and whether the
 //! text was sacrificed for the score.
 //!
-//! In: models with one tokenizer, prompts, held-out text. Out: a [`Report`] of each model.
+//! In: models with one tokenizer, prompts, held-out text. Out: a [`ModelReport`](recipe::request::ModelReport) of each model.
 //!
 //! *Architecture invariant*: this crate trains nothing and knows of no stage. Every model is sampled
 //! with the same random numbers.
@@ -10,7 +10,7 @@
 
 mod evaluate;
 
-pub use evaluate::{Evaluation, OTHER_PROMPTS, Report, Sampled, evaluate, sample};
+pub use evaluate::{Evaluation, OTHER_PROMPTS, Sampled, evaluate, sample};
 
 /// Why an evaluation stopped.
 #[derive(Debug, thiserror::Error)]

@@ -98,7 +98,7 @@ impl Labelling<'_> {
             &rows,
             &self.tokenizer,
             sampling.max_prompt_tokens,
-            trainer::overlong(sampling.overlong),
+            sampling.overlong,
         )?;
         tracing::info!(split = name, prompts = examples.len(), ?counts, "prompts");
         if examples.len() < wanted {

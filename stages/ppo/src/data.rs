@@ -75,9 +75,12 @@ impl Prompts {
         let path = ctx.path(&plan.prompts);
         let rows: Vec<Prompt> = datasets::load_split(&path, split)?;
         let sampling = &plan.sampling;
-        let overlong = trainer::overlong(sampling.overlong);
-        let (examples, counts) =
-            prompt_examples(&rows, tokenizer, sampling.max_prompt_tokens, overlong)?;
+        let (examples, counts) = prompt_examples(
+            &rows,
+            tokenizer,
+            sampling.max_prompt_tokens,
+            sampling.overlong,
+        )?;
         tracing::info!(prompts = examples.len(), ?counts, "prompts");
         if examples.len() < at_least {
             let found = examples.len();

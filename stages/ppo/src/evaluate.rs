@@ -90,7 +90,7 @@ pub fn evaluate(
     };
     let micro_batch = ctx.plan.execution.micro_batch;
     let mut episodes = rollout::collect(models, &heldout.prompts, 0, &options)?;
-    rollout::score(models, &mut episodes, plan.no_eos_score, micro_batch)?;
+    rollout::score(models, &mut episodes, plan.eos_rule, micro_batch)?;
     rollout::reference_logprobs(
         models,
         &mut episodes,

@@ -12,7 +12,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
-use recipe::plan::PpoPlan;
+use recipe::plan::{EosRule, PpoPlan};
 
 use crate::PpoError;
 use crate::advantage::Moments;
@@ -54,9 +54,10 @@ pub fn write_rollouts(
 }
 
 fn metadata(context: &RecordContext) -> Vec<KeyValue> {
-    let eos_rule = match context.plan.no_eos_score {
-        Some(score) => format!("score of a response without EOS := {score}"),
-        None => "none".to_owned(),
+    let eos_rule = match context.plan.eos_rule {
+        EosRule::Off => "none".to_owned(),
+        EosRule::Replace { score } => format!("score of a response without EOS := {score}"),
+        EosRule::Subtract { penalty } => format!("score of a response without EOS -= {penalty}"),
     };
     let entries = [
         ("kl_coef", context.kl_coef.to_string()),

@@ -10,6 +10,7 @@ use datasets::collate::{PromptExample, pad_pairs};
 use generation::{Finish, Request, Sample, SamplingOptions};
 use judge::likelihood::truncated;
 use model::{Input, Model};
+use recipe::plan::EosRule;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::PpoError;
@@ -143,14 +144,14 @@ fn new_episode(
 }
 
 /// Scores by the reward models: `score_raw`, and `score` after each model's normalising shift and
-/// the EOS rule, which *replaces* the score of a response without EOS.
+/// the EOS rule.
 ///
 /// # Errors
 /// Where a reward model fails.
 pub fn score(
     models: &Models,
     episodes: &mut [Episode],
-    no_eos_score: Option<f64>,
+    eos_rule: EosRule,
     micro_batch: usize,
 ) -> Result<(), PpoError> {
     let rows: Vec<Vec<u32>> = episodes
@@ -164,11 +165,8 @@ pub fn score(
             episode.score += weight * judge.model().normalized(raw);
         }
     }
-    if let Some(score) = no_eos_score {
-        episodes
-            .iter_mut()
-            .filter(|e| !e.has_eos)
-            .for_each(|e| e.score = score);
+    for episode in episodes.iter_mut().filter(|e| !e.has_eos) {
+        episode.score = eos_rule.without_eos(episode.score);
     }
     Ok(())
 }

@@ -141,7 +141,7 @@ impl<'a> Ppo<'a> {
         let mut episodes = rollout::collect(models, &prompts, first_episode, &options)?;
         metrics.insert("time/sample", started.elapsed().as_secs_f64());
         let started = Instant::now();
-        rollout::score(models, &mut episodes, plan.no_eos_score, micro_batch)?;
+        rollout::score(models, &mut episodes, plan.eos_rule, micro_batch)?;
         rollout::reference_logprobs(
             models,
             &mut episodes,

@@ -71,8 +71,7 @@ impl Data {
         let order = Order::new(ctx.seed, "reward zero", rows.len(), rows.len());
         let chosen = order.batch(0, rows.len().min(MAX_DEMONSTRATIONS));
         let rows: Vec<Demonstration> = chosen.into_iter().map(|i| rows[i].clone()).collect();
-        let overlong = trainer::overlong(plan.overlong);
-        let (examples, _) = sft_examples(&rows, tokenizer, plan.context, overlong)?;
+        let (examples, _) = sft_examples(&rows, tokenizer, plan.context, plan.overlong)?;
         Ok(examples
             .iter()
             .map(until_last_answer)
@@ -99,9 +98,8 @@ fn examples(
 ) -> Result<Vec<ComparisonExample>, RewardError> {
     let path = ctx.path(&plan.data);
     let rows: Vec<Comparison> = datasets::load_split(&path, split)?;
-    let overlong = trainer::overlong(plan.overlong);
     let (mut examples, counts, ties) =
-        comparison_examples(&rows, tokenizer, plan.context, overlong)?;
+        comparison_examples(&rows, tokenizer, plan.context, plan.overlong)?;
     examples.retain(|example| !example.pairs.is_empty());
     let found = examples.len();
     tracing::info!(split = name, prompts = found, ties, ?counts, "comparisons");

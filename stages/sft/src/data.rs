@@ -75,8 +75,7 @@ fn examples(
 ) -> Result<Vec<LmRow>, SftError> {
     let path = ctx.path(&plan.data);
     let rows: Vec<Demonstration> = datasets::load_split(&path, split)?;
-    let overlong = trainer::overlong(plan.overlong);
-    let (examples, counts) = sft_examples(&rows, tokenizer, plan.context, overlong)?;
+    let (examples, counts) = sft_examples(&rows, tokenizer, plan.context, plan.overlong)?;
     tracing::info!(
         split = name,
         demonstrations = examples.len(),

@@ -5,13 +5,12 @@ use datasets::collate::{PromptExample, prompt_examples};
 use datasets::loader::Order;
 use datasets::pack::TokenRows;
 use datasets::{Prompt, Split, Tokenizer};
-use eval::{Evaluation, Report};
+use eval::Evaluation;
 use generation::SamplingOptions;
 use judge::GoldRule;
 use model::Model;
-use recipe::request::EvalRequest;
+use recipe::request::{Conversation, EvalModels, EvalReport, EvalRequest, ModelReport};
 use runtime::events::{Event, emit};
-use serde_json::json;
 use trainer::LmRow;
 
 use crate::compute;
@@ -38,30 +37,38 @@ pub fn run(request: &EvalRequest) -> Result<()> {
         gold: request.gold.map(GoldRule::from),
         options: &options,
     };
-    let mut reports: Vec<(&str, Report)> = Vec::new();
-    let mut replies = Vec::new();
-    for (name, model) in [("base", &base), ("sft", &reference), ("ppo", &policy)] {
+    let measure = |name: &str, model: &Model| -> Result<(ModelReport, Vec<String>)> {
         emit(&Event::Note {
             text: format!("sampling {} replies of {name}", prompts.len()),
         });
         let sampled = eval::sample(&evaluation, model)?;
-        reports.push((name, eval::evaluate(&evaluation, model, &sampled)?));
-        replies.push(sampled.texts);
-    }
-    let conversations: Vec<_> = (0..request.show.min(prompts.len()))
-        .map(|i| {
-            let prompt = prompts[i]
+        let report = eval::evaluate(&evaluation, model, &sampled)?;
+        Ok((report, sampled.texts))
+    };
+    let (base_report, _) = measure("base", &base)?;
+    let (sft_report, sft_replies) = measure("sft", &reference)?;
+    let (ppo_report, ppo_replies) = measure("ppo", &policy)?;
+    let replies = prompts.iter().zip(sft_replies).zip(ppo_replies);
+    let conversations = replies
+        .take(request.show)
+        .map(|((prompt, sft), ppo)| Conversation {
+            prompt: prompt
                 .messages
                 .last()
-                .map_or("", |message| &message.content);
-            json!({ "prompt": prompt, "sft": replies[1][i], "ppo": replies[2][i] })
+                .map_or_else(String::new, |last| last.content.clone()),
+            sft,
+            ppo,
         })
         .collect();
-    let reports: serde_json::Map<_, _> = reports
-        .into_iter()
-        .map(|(name, report)| (name.to_owned(), json!(report)))
-        .collect();
-    let line = json!({ "models": reports, "conversations": conversations }).to_string();
+    let report = EvalReport {
+        models: EvalModels {
+            base: base_report,
+            sft: sft_report,
+            ppo: ppo_report,
+        },
+        conversations,
+    };
+    let line = serde_json::to_string(&report)?;
     emit(&Event::Output { line });
     Ok(())
 }
@@ -69,8 +76,12 @@ pub fn run(request: &EvalRequest) -> Result<()> {
 fn prompts(request: &EvalRequest, tokenizer: &Tokenizer) -> Result<Vec<PromptExample>> {
     let rows: Vec<Prompt> = datasets::load_split(&request.prompts, Split::Heldout)?;
     let sampling = &request.sampling;
-    let overlong = trainer::overlong(sampling.overlong);
-    let (examples, _) = prompt_examples(&rows, tokenizer, sampling.max_prompt_tokens, overlong)?;
+    let (examples, _) = prompt_examples(
+        &rows,
+        tokenizer,
+        sampling.max_prompt_tokens,
+        sampling.overlong,
+    )?;
     if examples.len() < request.samples {
         bail!(
             "{}: has {} held-out prompts, {} are asked for\n  hint: say `--samples {}`",

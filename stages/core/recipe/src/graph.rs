@@ -7,7 +7,7 @@ use runtime::RunFolder;
 use serde_json::Value;
 
 use crate::error::PlanError;
-use crate::plan::{Plan, Source, StagePlan, Task, TrainPlan};
+use crate::plan::{CONTENT_KEY, Plan, Source, StagePlan, Task, TrainPlan};
 
 impl Plan {
     /// Version of the format that this program writes and reads.
@@ -142,9 +142,8 @@ impl StagePlan {
         json
     }
 
-    /// [`Self::config_json`] with every path replaced by what lies there, under `content`: where data
-    /// stands differs between machines and changes no result. `content` is `null` while it is not
-    /// known.
+    /// [`Self::config_json`] with every path replaced by what lies there, under [`CONTENT_KEY`]: where
+    /// data stands differs between machines and changes no result. `null` while it is not known.
     pub fn portable_config(&self, content: impl Fn(&Source) -> Option<String>) -> Value {
         let mut config = self.config_json();
         match &self.task {
@@ -164,7 +163,7 @@ fn replace_sources(tree: &mut Value, content: &impl Fn(&Source) -> Option<String
             let whole = Value::Object(map.clone());
             if let Ok(source) = serde_json::from_value::<Source>(whole) {
                 map.remove("path");
-                map.insert("content".to_owned(), content(&source).into());
+                map.insert(CONTENT_KEY.to_owned(), content(&source).into());
             } else {
                 map.values_mut().for_each(|v| replace_sources(v, content));
             }

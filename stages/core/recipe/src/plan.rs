@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use crate::plan_sampled::{
-    GoldRule, KlPlan, LabelPlan, Labeler, PpoPlan, PtxPlan, RewardSource, SamplingPlan,
+    EosRule, GoldRule, KlPlan, LabelPlan, Labeler, PpoPlan, PtxPlan, RewardSource, SamplingPlan,
 };
 pub use crate::plan_supervised::{
-    Duration, MixPlan, OptimizerPlan, Overlong, PretrainPlan, RewardPlan, Schedule, SftPlan,
-    TrainPlan,
+    Duration, MixPlan, OptimizerPlan, PretrainPlan, RewardPlan, Schedule, SftPlan, TrainPlan,
 };
+pub use datasets::Overlong;
+
+/// Under this key a portable config has the hash of an input's content, in place of its path.
+pub const CONTENT_KEY: &str = "content";
 
 /// A whole pipeline, resolved: what `rlhf plan` prints and the worker executes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -93,8 +93,8 @@ pub struct PpoPlan {
     pub value_clip: Option<f64>,
     /// Whiten advantages over the iteration's response tokens.
     pub whiten_advantages: bool,
-    /// Score of a response that made no EOS, in place of the reward model's; `None`: no rule.
-    pub no_eos_score: Option<f64>,
+    /// What becomes of the score of a response that made no EOS.
+    pub eos_rule: EosRule,
     /// Decay of the exponential moving average of the policy; `None`: off.
     pub ema: Option<f64>,
     /// Pretraining gradients mixed into each update (PPO-ptx).
@@ -122,6 +122,35 @@ pub struct RewardSource {
     pub model: Source,
     /// Its weight.
     pub weight: f64,
+}
+
+/// What becomes of the score of a response that was cut off before its EOS.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum EosRule {
+    /// Nothing.
+    Off,
+    /// Another score takes its place (Ziegler et al. 2019; `InstructGPT`'s ancestors).
+    Replace {
+        /// The score.
+        score: f64,
+    },
+    /// It is lowered (TRL's `missing_eos_penalty`).
+    Subtract {
+        /// By how much.
+        penalty: f64,
+    },
+}
+
+impl EosRule {
+    /// The score of a response without EOS, of which the reward models say `score`.
+    pub fn without_eos(self, score: f64) -> f64 {
+        match self {
+            Self::Off => score,
+            Self::Replace { score } => score,
+            Self::Subtract { penalty } => score - penalty,
+        }
+    }
 }
 
 /// How the KL coefficient moves.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Source;
+use crate::plan::{Overlong, Source};
 use crate::shape::ModelShape;
 
 /// How long a stage trains.
@@ -67,18 +67,6 @@ pub enum Schedule {
     Linear,
     /// Half a cosine down to the floor.
     Cosine,
-}
-
-/// What to do with data that is longer than the context.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Overlong {
-    /// Stop, naming the example.
-    Error,
-    /// Leave the example out, and count it.
-    Drop,
-    /// Cut tokens off its left side, and count it.
-    Left,
 }
 
 /// Base pretraining.

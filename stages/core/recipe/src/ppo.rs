@@ -4,7 +4,7 @@ use datasets::DatasetKind;
 
 use crate::artefacts;
 use crate::data_stages::{GOLD_RULES, sampling};
-use crate::plan::{Dtype, Execution, KlPlan, PpoPlan, RewardSource, Source};
+use crate::plan::{Dtype, EosRule, Execution, KlPlan, PpoPlan, RewardSource, Source};
 use crate::pretraining::ptx;
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
@@ -52,7 +52,7 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<(PpoPlan,
         clip: reader.number("clip", Range::SHARE)?,
         value_clip: reader.switch("value_clip", Range::POSITIVE)?,
         whiten_advantages: reader.flag("whiten_advantages")?,
-        no_eos_score: reader.switch("no_eos_score", Range::FINITE)?,
+        eos_rule: eos_rule(reader)?,
         ema: reader.switch("ema", Range::SHARE)?,
         policy_optimizer,
         value_optimizer,
@@ -159,6 +159,17 @@ fn kl(reader: &Reader<'_>) -> Outcome<KlPlan> {
         target,
         horizon: reader.number("kl.horizon", Range::POSITIVE)?,
     })
+}
+
+/// One rule at most: a penalty takes the place of the replacing score.
+fn eos_rule(reader: &Reader<'_>) -> Outcome<EosRule> {
+    if let Some(penalty) = reader.switch("no_eos_penalty", Range::POSITIVE)? {
+        let hint = "keep one of the two";
+        reader.refuse("no_eos_score", "has no meaning beside no_eos_penalty", hint)?;
+        return Ok(EosRule::Subtract { penalty });
+    }
+    let score = reader.switch("no_eos_score", Range::FINITE)?;
+    Ok(score.map_or(EosRule::Off, |score| EosRule::Replace { score }))
 }
 
 /// What rounding alone may do to a log-probability: 1e-3 nats, half a nat in bfloat16.

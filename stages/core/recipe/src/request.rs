@@ -122,6 +122,67 @@ pub struct EvalRequest {
     pub compute: Compute,
 }
 
+/// The answer to an [`EvalRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// The three models.
+    pub models: EvalModels,
+    /// Some prompts with the replies to them.
+    pub conversations: Vec<Conversation>,
+}
+
+/// A report of each model of a PPO stage's lineage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalModels {
+    /// The pretrained model.
+    pub base: ModelReport,
+    /// The reference of PPO.
+    pub sft: ModelReport,
+    /// The policy.
+    pub ppo: ModelReport,
+}
+
+/// What was measured of a model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// Replies.
+    pub samples: usize,
+    /// Mean gold score.
+    pub gold: Option<f64>,
+    /// Standard error of that mean.
+    pub gold_se: Option<f64>,
+    /// Mean over replies of the sum of `ln pi - ln pi_ref`, nats.
+    pub kl: f64,
+    /// Share of replies that end themselves.
+    pub eos_rate: f64,
+    /// Mean tokens of a reply.
+    pub length: f64,
+    /// Different bigrams among all bigrams of the replies.
+    pub distinct_2: f64,
+    /// Share of trigrams that the same reply had before.
+    pub repeated_trigrams: f64,
+    /// Share of the most frequent reply.
+    pub most_frequent_share: f64,
+    /// The base model's perplexity of the replies, given their prompts.
+    pub base_perplexity: f64,
+    /// How often the base model finds a reply likelier after its own prompt than after another one:
+    /// each reply is tried with the prompts of the next few replies.
+    pub true_prompt_preferred: f64,
+    /// Loss on held-out pretraining text, nats a token; `None` where there is no such text.
+    pub pretraining_loss: Option<f64>,
+}
+
+/// A prompt and two replies to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conversation {
+    /// The user's last message.
+    pub prompt: String,
+    /// The SFT model's reply.
+    pub sft: String,
+    /// The policy's reply.
+    pub ppo: String,
+}
+
 /// A line on the worker's standard input. The end of that input means that the front is dead, and
 /// the worker ends at once.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -110,6 +110,7 @@ const PPO: &[&str] = &[
     "value_clip",
     "whiten_advantages",
     "no_eos_score",
+    "no_eos_penalty",
     "ema",
     "eval_every",
     "eval_prompts",

@@ -44,7 +44,7 @@ pub use ema::Ema;
 pub use error::TrainerError;
 pub use finish::finish;
 pub use language::{LmLoss, LmOptions, LmRow, lm_backward, lm_evaluate};
-pub use persist::{Outcome, overlong};
+pub use persist::Outcome;
 pub use pretrain_text::PretrainText;
 pub use progress::Progress;
 pub use retention::{latest_valid_snapshot, retain};

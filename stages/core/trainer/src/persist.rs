@@ -1,8 +1,6 @@
 //! How a stage saves, continues and hands on, in terms of its context.
 
 use datasets::Tokenizer;
-use datasets::collate;
-use recipe::plan::Overlong;
 use runtime::files::WholeFolder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -73,14 +71,5 @@ impl StageContext {
     /// Where the stage keeps what it can make again, such as tokenised text.
     pub fn cache_dir(&self) -> std::path::PathBuf {
         self.stage.root().join("cache")
-    }
-}
-
-/// The data crate's word for a plan's choice.
-pub fn overlong(choice: Overlong) -> collate::Overlong {
-    match choice {
-        Overlong::Error => collate::Overlong::Error,
-        Overlong::Drop => collate::Overlong::Drop,
-        Overlong::Left => collate::Overlong::Left,
     }
 }

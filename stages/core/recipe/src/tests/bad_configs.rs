@@ -164,6 +164,11 @@ fn bounds() {
             "pipeline.toml:6:14: tokenizer.vocab_size: must be a whole number of at least 261, is 100\n  hint: give a whole number of at least 261",
         ),
         (
+            "minibatch = 8",
+            "minibatch = 8\nno_eos_penalty = 1\nno_eos_score = -1",
+            "pipeline.toml:19:16: stages.ppo.no_eos_score: has no meaning beside no_eos_penalty\n  hint: keep one of the two",
+        ),
+        (
             "epochs = 2",
             "epochs = 2\nsteps = 3",
             "pipeline.toml:40:9: stages.sft.steps: steps and epochs are both set\n  hint: keep one of the two",

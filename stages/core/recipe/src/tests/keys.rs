@@ -55,6 +55,7 @@ const VALUES: &[Row] = &[
     ("model.tie_embeddings", "true", &[]),
     ("model.vocab_size", "999", &[]),
     ("model.width", "128", &[]),
+    ("no_eos_penalty", "0.5", &[]),
     ("no_eos_score", "false", &[]),
     ("nonfinite.skip", "9", &[]),
     ("num_heldout", "9", &[]),

@@ -130,6 +130,23 @@ fn the_value_optimizer_inherits_the_policys() {
 }
 
 #[test]
+fn a_response_without_eos_gets_another_score_or_a_lower_one() {
+    let rule = |overrides: &[(&str, &str)]| {
+        let plan = base_with(overrides);
+        let Task::Ppo(ppo) = &plan.stage("ppo").expect("ppo").task else {
+            panic!("no ppo");
+        };
+        ppo.eos_rule
+    };
+    let score = |overrides: &[(&str, &str)]| rule(overrides).without_eos(0.75);
+    let close = |a: f64, b: f64| (a - b).abs() < f64::EPSILON;
+    assert!(close(score(&[]), -1.0), "the default");
+    assert!(close(score(&[("stages.ppo.no_eos_score", "-0.5")]), -0.5));
+    assert!(close(score(&[("stages.ppo.no_eos_penalty", "0.5")]), 0.25));
+    assert!(close(score(&[("stages.ppo.no_eos_score", "false")]), 0.75));
+}
+
+#[test]
 fn the_command_line_wins_over_the_file() {
     let plan = base_with(&[
         ("stages.sft.steps", "9"),
