@@ -49,6 +49,7 @@ pub fn write_rollouts(
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(runtime::files::FileError::io("create", folder))?;
     }
+    runtime::files::remove_stale(path)?;
     runtime::files::write_bytes(path, &bytes)?;
     Ok(())
 }

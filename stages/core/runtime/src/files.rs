@@ -262,7 +262,11 @@ fn hidden_sibling(path: &Path, suffix: &str) -> PathBuf {
     parent_of(path).join(name)
 }
 
-fn remove_stale(final_path: &Path) -> Result<(), FileError> {
+/// Removes what killed writers of this file or folder left beside it; nobody else may write it.
+///
+/// # Errors
+/// What cannot be listed or removed.
+pub fn remove_stale(final_path: &Path) -> Result<(), FileError> {
     let parent = parent_of(final_path);
     let prefix = hidden_prefix(final_path);
     let entries = fs::read_dir(&parent).map_err(FileError::io("list", &parent))?;
@@ -274,7 +278,12 @@ fn remove_stale(final_path: &Path) -> Result<(), FileError> {
         };
         if rest.starts_with("partial-") || rest.starts_with("replaced-") {
             let path = entry.path();
-            fs::remove_dir_all(&path).map_err(FileError::io("remove", &path))?;
+            let removed = if path.is_dir() {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.map_err(FileError::io("remove", &path))?;
         }
     }
     Ok(())
