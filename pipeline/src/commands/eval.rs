@@ -13,7 +13,7 @@ use runtime::{Manifest, RunFolder, StageFolder};
 use super::{ask, print};
 use crate::cli::EvalArgs;
 use crate::failure::{Failure, Outcome};
-use crate::inspect::{Evaluation, Screen, read_plan};
+use crate::inspect::{Evaluation, Screen, not_a_run_folder, read_plan};
 
 /// Where the models of a PPO stage's lineage come from.
 struct Lineage<'a> {
@@ -30,12 +30,7 @@ struct Lineage<'a> {
 /// A folder that is no run, a run that has no PPO stage or is not done, or what the worker says.
 pub fn run(args: &EvalArgs) -> Outcome {
     let plan = read_plan(&args.run).map_err(Failure::Usage)?;
-    let plan = plan.ok_or_else(|| {
-        let root = args.run.display();
-        Failure::Usage(anyhow!(
-            "{root}: not a run folder: it has no plan.toml\n  hint: name a folder that `rlhf run` made, for example runs/demo"
-        ))
-    })?;
+    let plan = plan.ok_or_else(|| Failure::Usage(not_a_run_folder(&args.run, "no plan.toml")))?;
     let run = RunFolder::open_or_create(&args.run).map_err(Failure::run)?;
     let _lock = run.lock().map_err(Failure::run)?;
     let lineage = lineage(&plan, &run)?;

@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow};
 use recipe::plan::{Plan, StagePlan, Task};
 use runtime::RunFolder;
 use runtime::metrics::read_metrics;
+use runtime::run_folder::PLAN;
 
 use super::{find_libtorch, last_line, print};
 use crate::cli::{ConfigArgs, Device, GpuCheckArgs, RunArgs};
@@ -120,7 +121,7 @@ fn compare_stage(plan: &Plan, name: &str, cpu: &Path, cuda: &Path) -> Outcome<f6
     let io = |error: std::io::Error| Failure::Run(error.into());
     let folder = cuda.join(name);
     fs::create_dir_all(&folder).map_err(io)?;
-    fs::copy(cpu.join("plan.toml"), folder.join("plan.toml")).map_err(io)?;
+    fs::copy(cpu.join(PLAN), folder.join(PLAN)).map_err(io)?;
     for stage in plan.stages.iter().filter(|stage| stage.name != name) {
         let target = std::path::absolute(cpu.join(&stage.name)).map_err(io)?;
         std::os::unix::fs::symlink(target, folder.join(&stage.name)).map_err(io)?;

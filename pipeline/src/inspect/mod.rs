@@ -34,8 +34,8 @@ use crate::failure::{Failure, Outcome};
 
 pub use evaluation::Evaluation;
 use figures::Section;
-pub use read::read_plan;
 use read::read_runs;
+pub use read::{not_a_run_folder, read_plan};
 use run::Run;
 pub use terminal::Screen;
 

@@ -4,10 +4,11 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use recipe::plan::{Duration, Plan, StagePlan, Task};
 use runtime::manifest::Manifest;
 use runtime::metrics::read_metrics;
+use runtime::run_folder::PLAN;
 
 use super::evaluation::Evaluation;
 use super::run::{Run, Stage, State};
@@ -54,11 +55,10 @@ pub fn read_run(root: &Path) -> Result<Run> {
     let plan = read_plan(root)?;
     let folders = stage_folders(root)?;
     if plan.is_none() && folders.is_empty() {
-        bail!(
-            "{}: not a run folder: it has neither plan.toml nor a stage with metrics.jsonl\n  \
-             hint: name a folder that `rlhf run` made, for example runs/demo",
-            root.display()
-        );
+        return Err(not_a_run_folder(
+            root,
+            "neither plan.toml nor a stage with metrics.jsonl",
+        ));
     }
     let planned: Vec<PlannedStage> = plan.map_or_else(Vec::new, |plan| {
         let stages = plan.stages.iter();
@@ -87,12 +87,21 @@ pub fn read_run(root: &Path) -> Result<Run> {
     })
 }
 
+/// The error that a folder is none of `rlhf run`; `lack` says what it has not.
+pub fn not_a_run_folder(root: &Path, lack: &str) -> Error {
+    anyhow!(
+        "{}: not a run folder: it has {lack}\n  \
+         hint: name a folder that `rlhf run` made, for example runs/demo",
+        root.display()
+    )
+}
+
 /// The plan that a run folder was made by; `None` without one.
 ///
 /// # Errors
 /// A plan that cannot be read, or that another version made.
 pub fn read_plan(root: &Path) -> Result<Option<Plan>> {
-    let path = root.join("plan.toml");
+    let path = root.join(PLAN);
     if !path.exists() {
         return Ok(None);
     }
@@ -286,7 +295,7 @@ mod tests {
             empty.contains("not a run folder") && empty.contains("\n  hint: "),
             "{empty}"
         );
-        fs::write(dir.path().join("plan.toml"), "name = 3").expect("a file");
+        fs::write(dir.path().join(PLAN), "name = 3").expect("a file");
         let foreign = read_run(dir.path()).expect_err("no plan").to_string();
         assert!(
             foreign.contains("plan.toml: not a plan of this version"),

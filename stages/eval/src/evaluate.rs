@@ -12,7 +12,7 @@ use trainer::{LmRow, lm_evaluate};
 use crate::EvalError;
 
 /// Other prompts that each reply is tried with.
-pub const OTHER_PROMPTS: usize = 4;
+const OTHER_PROMPTS: usize = 4;
 
 /// What every model is evaluated on, and against.
 pub struct Evaluation<'a> {

@@ -10,7 +10,7 @@
 
 mod evaluate;
 
-pub use evaluate::{Evaluation, OTHER_PROMPTS, Sampled, evaluate, sample};
+pub use evaluate::{Evaluation, Sampled, evaluate, sample};
 
 /// Why an evaluation stopped.
 #[derive(Debug, thiserror::Error)]

@@ -46,10 +46,6 @@ pub fn write_rollouts(
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties))?;
     writer.write(&batch)?;
     writer.close()?;
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(runtime::files::FileError::io("create", folder))?;
-    }
-    runtime::files::remove_stale(path)?;
     runtime::files::write_bytes(path, &bytes)?;
     Ok(())
 }

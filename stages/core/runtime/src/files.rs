@@ -1,8 +1,8 @@
 //! Files and folders that are whole or absent.
 //!
 //! Everything is written beside its final place under a hidden temporary name, synced, and renamed.
-//! A process that is killed leaves the old file or the new one, never a part of either; the next
-//! writer of the same path removes what the killed one left.
+//! A process that is killed leaves the old file or the new one, never a part of either; what lies
+//! about then is removed when the run folder is next used (see [`crate::leftovers`]).
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::leftovers::{PARTIAL, REPLACED, hidden_sibling};
 
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +91,7 @@ pub fn write_whole(
 ) -> Result<(), FileError> {
     let parent = parent_of(path);
     fs::create_dir_all(&parent).map_err(FileError::io("create", &parent))?;
-    let temporary = hidden_sibling(path, "partial");
+    let temporary = hidden_sibling(path, PARTIAL);
     let written = write_synced(&temporary, write)
         .and_then(|()| fs::rename(&temporary, path))
         .and_then(|()| sync_folder(&parent));
@@ -180,15 +182,14 @@ pub struct WholeFolder {
 }
 
 impl WholeFolder {
-    /// Makes the temporary folder beside `final_path`, and removes those that killed processes left.
+    /// Makes the temporary folder beside `final_path`.
     ///
     /// # Errors
     /// Whatever the system answers.
     pub fn create(final_path: &Path) -> Result<Self, FileError> {
         let parent = parent_of(final_path);
         fs::create_dir_all(&parent).map_err(FileError::io("create", &parent))?;
-        remove_stale(final_path)?;
-        let temporary = hidden_sibling(final_path, "partial");
+        let temporary = hidden_sibling(final_path, PARTIAL);
         fs::create_dir(&temporary).map_err(FileError::io("create", &temporary))?;
         Ok(Self {
             temporary,
@@ -226,7 +227,7 @@ impl WholeFolder {
         if rustix::fs::renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE).is_ok() {
             return fs::remove_dir_all(new);
         }
-        let aside = hidden_sibling(old, "replaced");
+        let aside = hidden_sibling(old, REPLACED);
         fs::rename(old, &aside)?;
         if let Err(error) = fs::rename(new, old) {
             fs::rename(&aside, old)?;
@@ -239,7 +240,7 @@ impl WholeFolder {
 impl Drop for WholeFolder {
     fn drop(&mut self) {
         if !self.committed {
-            // Best effort: the next writer removes what stays.
+            // Best effort: what stays is removed when the run folder is next locked.
             let _ = fs::remove_dir_all(&self.temporary);
         }
     }
@@ -250,43 +251,6 @@ fn parent_of(path: &Path) -> PathBuf {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),
     }
-}
-
-fn hidden_prefix(path: &Path) -> String {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    format!(".{name}.")
-}
-
-fn hidden_sibling(path: &Path, suffix: &str) -> PathBuf {
-    let name = format!("{}{suffix}-{}", hidden_prefix(path), std::process::id());
-    parent_of(path).join(name)
-}
-
-/// Removes what killed writers of this file or folder left beside it; nobody else may write it.
-///
-/// # Errors
-/// What cannot be listed or removed.
-pub fn remove_stale(final_path: &Path) -> Result<(), FileError> {
-    let parent = parent_of(final_path);
-    let prefix = hidden_prefix(final_path);
-    let entries = fs::read_dir(&parent).map_err(FileError::io("list", &parent))?;
-    for entry in entries {
-        let entry = entry.map_err(FileError::io("list", &parent))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(rest) = name.strip_prefix(&prefix) else {
-            continue;
-        };
-        if rest.starts_with("partial-") || rest.starts_with("replaced-") {
-            let path = entry.path();
-            let removed = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
-            removed.map_err(FileError::io("remove", &path))?;
-        }
-    }
-    Ok(())
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {
@@ -346,25 +310,6 @@ mod tests {
         }
         drop(WholeFolder::create(&target)?);
         assert_eq!(fs::read_dir(dir.path())?.count(), 1);
-        Ok(())
-    }
-
-    #[test]
-    fn leftovers_of_a_killed_writer_go_away() -> Outcome {
-        let dir = tempfile::tempdir()?;
-        for stale in [
-            ".final.partial-1",
-            ".final.replaced-1",
-            ".final-raw.partial-1",
-        ] {
-            fs::create_dir(dir.path().join(stale))?;
-        }
-        WholeFolder::create(&dir.path().join("final"))?.commit()?;
-        let mut names: Vec<_> = fs::read_dir(dir.path())?
-            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
-            .collect::<io::Result<_>>()?;
-        names.sort();
-        assert_eq!(names, [".final-raw.partial-1", "final"]);
         Ok(())
     }
 

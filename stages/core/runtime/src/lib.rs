@@ -8,7 +8,8 @@
 //! **Architecture invariant:** this crate knows no tensor, no model, no dataset and no
 //! configuration. It depends on no other crate of the workspace.
 //!
-//! **Reading order:** [`files`] (how anything is written), [`hash`] and [`manifest`] (how it is
+//! **Reading order:** [`files`] (how anything is written) and
+//! [`leftovers`] (what a kill leaves), [`hash`] and [`manifest`] (how it is
 //! trusted), [`run_folder`] (where it lies), [`metrics`] and [`events`] (how a run is seen),
 //! [`seeds`] (where randomness comes from), [`statistics`], [`interrupt`] and [`logging`].
 
@@ -16,6 +17,7 @@ pub mod events;
 pub mod files;
 pub mod hash;
 pub mod interrupt;
+pub mod leftovers;
 pub mod logging;
 pub mod manifest;
 mod metric_names;

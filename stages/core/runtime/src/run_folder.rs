@@ -17,6 +17,10 @@ use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::files::FileError;
+use crate::leftovers;
+
+/// The file of a run folder that says what the run is.
+pub const PLAN: &str = "plan.toml";
 
 /// How long [`RunFolder::lock`] waits for the worker of a front that is dead already.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
@@ -81,7 +85,7 @@ impl RunFolder {
         &self.root
     }
 
-    /// Takes the folder for this process.
+    /// Takes the folder for this process, and removes what killed processes left in it.
     ///
     /// # Errors
     /// [`RunFolderError::Held`] says who holds it and since when.
@@ -114,6 +118,7 @@ impl RunFolder {
             }
         }
         write_holder(&mut file).map_err(FileError::io("write", &path))?;
+        leftovers::sweep(&self.root)?;
         rustix::io::fcntl_setfd(&file, FdFlags::empty())
             .map_err(|errno| FileError::io("lock", &path)(errno.into()))?;
         Ok(RunLock { _file: file })
@@ -128,7 +133,7 @@ impl RunFolder {
 
     /// `plan.toml`.
     pub fn plan_path(&self) -> PathBuf {
-        self.root.join("plan.toml")
+        self.root.join(PLAN)
     }
 
     /// `logs/<stage>.log`.

@@ -236,22 +236,6 @@ fn damage_is_named_and_never_skipped() -> Outcome {
 }
 
 #[test]
-fn leftovers_of_a_killed_process_are_removed() -> Outcome {
-    let dir = tempfile::tempdir()?;
-    let stage = stage(dir.path())?;
-    Run::new(1, Kind::Float).save(&stage, 1)?;
-    for leftover in [".step-000002.partial-77", ".step-000000.removed"] {
-        fs::create_dir(stage.root().join(leftover))?;
-    }
-    assert_eq!(
-        latest_valid_snapshot(&stage)?.map(|(step, _)| step),
-        Some(1)
-    );
-    assert_eq!(fs::read_dir(stage.root())?.count(), 1);
-    Ok(())
-}
-
-#[test]
 fn a_snapshot_of_another_run_is_refused_before_anything_changes() -> Outcome {
     let dir = tempfile::tempdir()?;
     let stage = stage(dir.path())?;
