@@ -80,6 +80,15 @@ Example:
 
 Also writes eval.json into the PPO stage's folder; `rlhf inspect` shows it.")]
     Eval(EvalArgs),
+    /// What is known of models.
+    #[command(after_help = "\
+Example:
+  rlhf model sizes")]
+    Model {
+        /// What to show.
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
     /// Run the tiny pipeline on CUDA against the CPU, and a 1.3B model in bf16.
     #[command(after_help = "\
 Example:
@@ -94,6 +103,16 @@ Example:
 
 Needs no libtorch itself. Exit code 1 if something is wrong.")]
     Doctor,
+}
+
+/// The commands on models.
+#[derive(Debug, Subcommand)]
+pub enum ModelCommand {
+    /// List the named sizes (`model = { size = "…" }`) with their shapes and exact parameter counts.
+    #[command(after_help = "\
+Example:
+  rlhf model sizes | grep pythia")]
+    Sizes,
 }
 
 /// A pipeline's file and what is said over it.

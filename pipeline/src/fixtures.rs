@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fs;
 
+use recipe::families::Sizes;
 use recipe::plan::{
     Dtype, Duration, Execution, ImportPlan, OptimizerPlan, Overlong, Plan, PretrainPlan, Schedule,
     SftPlan, Source, StagePlan, Task, TokenizerPlan, TrainPlan,
@@ -115,18 +116,15 @@ fn from_stage(name: &str) -> Source {
 
 fn shape() -> ModelShape {
     ModelShape {
-        family: Family::Llama,
-        vocab_size: 300,
-        max_positions: 16,
-        layers: 1,
-        width: 8,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 8,
         mlp_width: 16,
-        norm_eps: 1e-5,
-        rope_theta: 10_000.0,
         tie_embeddings: true,
+        ..Family::Llama.shape(&Sizes {
+            vocab_size: 300,
+            max_positions: 16,
+            layers: 1,
+            width: 8,
+            heads: 1,
+        })
     }
 }
 

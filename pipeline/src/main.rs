@@ -30,7 +30,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, ModelCommand};
 use failure::Outcome;
 
 fn main() -> ExitCode {
@@ -48,6 +48,12 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Generate(args) => commands::generate::run(args),
         Command::Score(args) => commands::score::run(args),
         Command::Chat(args) => commands::chat::run(args),
+        Command::Model {
+            command: ModelCommand::Sizes,
+        } => {
+            commands::model::list_sizes();
+            Ok(())
+        }
         Command::Eval(args) => commands::eval::run(args),
         Command::GpuCheck(args) => commands::gpu_check::run(args),
         Command::Doctor => commands::doctor::run(),

@@ -2,10 +2,11 @@
 
     pip install torch==2.11.0 transformers==5.23.0 safetensors
     python tests/golden/make_models.py            # writes tests/golden/model_*.safetensors
+    python tests/golden/make_models.py NAME...    # some of them
 
-Everything is computed in f64. transformers computes two parts of Llama in f32 whatever the model's
-type (the norm's variance, the rotary tables) and the loss in f32; here they are computed in f64, so
-that a comparison at 1e-9 means something, and the script asserts that the unpatched model agrees to
+Everything is computed in f64. transformers computes some parts in f32 whatever the model's type
+(RMSNorm's variance, the rotary tables, GPT-Neo's attention) and the loss in f32; here they are computed in
+f64, so that a comparison at 1e-9 means something, and the script asserts that the unpatched model agrees to
 1e-5. Each file holds, as tensors:
 
     param/NAME     weights at the start                    ids, valid     a batch padded on the left
@@ -14,14 +15,17 @@ that a comparison at 1e-9 means something, and the script asserts that the unpat
     config         config.json, as UTF-8 bytes                            AdamW on that batch
 """
 
+import contextlib
+import importlib
 import json
+import math
+import sys
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-from transformers.models.llama import modeling_llama
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 OUT = Path(__file__).parent
 VOCAB, PAD = 37, 1  # odd on purpose
@@ -33,31 +37,151 @@ def precise_norm(self, x):
     return self.weight * (x * torch.rsqrt(variance + self.variance_epsilon))
 
 
+class Double:
+    """torch, in which float32 is float64."""
+
+    float32 = float = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def rotary_width(config):
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
+
+
+def precise_frequencies(config):
+    """The frequencies and the factor of the tables, in f64."""
+    rope = config.rope_parameters
+    width = rotary_width(config)
+    if rope["rope_type"] == "default":
+        exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+        return 1.0 / rope["rope_theta"] ** exponents, 1.0
+    module = importlib.import_module("transformers.modeling_rope_utils")
+    original = module.torch
+    module.torch = Double()
+    try:
+        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
+    finally:
+        module.torch = original
+
+
 def precise_rotary(self, x, position_ids):
-    config = self.config
-    width = config.head_dim
-    theta = config.rope_parameters["rope_theta"]
-    exponents = torch.arange(0, width, 2, dtype=x.dtype) / width
-    angles = position_ids[..., None].to(x.dtype) * (1.0 / theta**exponents)
+    frequencies, factor = precise_frequencies(self.config)
+    angles = position_ids[..., None].to(x.dtype) * frequencies
     angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    return angles.cos() * factor, angles.sin() * factor
 
 
-def gpt2(tied):
-    return GPT2Config(
-        vocab_size=VOCAB, n_positions=12, n_embd=12, n_layer=2, n_head=3, tie_word_embeddings=tied,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, num_labels=1, pad_token_id=PAD,
-        bos_token_id=0, eos_token_id=0,
-    )
+@contextlib.contextmanager
+def precise(module):
+    """Every norm, rotary table and cast to f32 of a model's module in f64."""
+    patches = [("torch", module.torch, Double())]
+    for name in dir(module):
+        cls = getattr(module, name)
+        if isinstance(cls, type) and name.endswith("RMSNorm"):
+            patches.append((name, cls.forward, precise_norm))
+        if isinstance(cls, type) and name.endswith("RotaryEmbedding"):
+            patches.append((name, cls.forward, precise_rotary))
+
+    def put(index):
+        for patch in patches:
+            if patch[0] == "torch":
+                module.torch = patch[index]
+            else:
+                getattr(module, patch[0]).forward = patch[index]
+
+    put(2)
+    try:
+        yield
+    finally:
+        put(1)
 
 
-def llama(tied):
-    return LlamaConfig(
-        vocab_size=VOCAB, hidden_size=16, intermediate_size=20, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=12,
-        rope_parameters={"rope_type": "default", "rope_theta": 500.0}, rms_norm_eps=1e-5,
-        tie_word_embeddings=tied, num_labels=1, pad_token_id=PAD, bos_token_id=0, eos_token_id=0,
-    )
+COMMON = dict(vocab_size=VOCAB, num_labels=1, pad_token_id=PAD, bos_token_id=0, eos_token_id=0)
+GPT = dict(
+    COMMON, n_positions=12, n_embd=12, n_layer=2, n_head=3, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+)
+WIDTHS = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4)
+LLAMA = dict(
+    COMMON, **WIDTHS, intermediate_size=20, num_key_value_heads=2, max_position_embeddings=12,
+    rms_norm_eps=1e-5,
+)
+
+
+def rope(**more):
+    return {"rope_type": "default", "rope_theta": 500.0} | more
+
+
+YARN = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+LLAMA3 = rope(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
+NEO = dict(
+    COMMON, max_position_embeddings=12, hidden_size=12, num_layers=3, num_heads=3, window_size=4,
+    attention_types=[[["global", "local", "local"], 1]], intermediate_size=20,
+)
+NEOX = dict(
+    COMMON, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20,
+    max_position_embeddings=12,
+)
+OPT = dict(
+    COMMON, **WIDTHS, ffn_dim=20, max_position_embeddings=12, dropout=0.0, word_embed_proj_dim=16
+)
+FALCON = dict(COMMON, **WIDTHS, max_position_embeddings=12)
+NEW = dict(new_decoder_architecture=True, num_kv_heads=2)
+
+# name: (model, class, configuration)
+MODELS = {
+    "gpt1": ("openai", "OpenAIGPTLMHeadModel", GPT),
+    "gpt1_scalar": ("openai", "OpenAIGPTForSequenceClassification", GPT),
+    "gpt2_tied": ("gpt2", "GPT2LMHeadModel", GPT),
+    "gpt2_untied": ("gpt2", "GPT2LMHeadModel", GPT | dict(tie_word_embeddings=False)),
+    "gpt2_scalar": ("gpt2", "GPT2ForSequenceClassification", GPT),
+    "gpt_neo": ("gpt_neo", "GPTNeoForCausalLM", NEO),
+    "gpt_neo_scalar": ("gpt_neo", "GPTNeoForSequenceClassification", NEO),
+    "gpt_neox": ("gpt_neox", "GPTNeoXForCausalLM", NEOX),
+    "gpt_neox_sequential": (
+        "gpt_neox", "GPTNeoXForCausalLM", NEOX | dict(use_parallel_residual=False, rotary_pct=1.0)
+    ),
+    "gpt_neox_scalar": ("gpt_neox", "GPTNeoXForSequenceClassification", NEOX),
+    "opt": ("opt", "OPTForCausalLM", OPT),
+    "opt_350m": ("opt", "OPTForCausalLM", OPT | dict(do_layer_norm_before=False, word_embed_proj_dim=8)),
+    "opt_scalar": ("opt", "OPTForSequenceClassification", OPT),
+    "llama_tied": ("llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=rope(), tie_word_embeddings=True)),
+    "llama_untied": ("llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=rope())),
+    "llama_biased": (
+        "llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=LLAMA3, attention_bias=True, mlp_bias=True)
+    ),
+    "llama_yarn": ("llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=YARN, head_dim=6)),
+    "llama_scalar": ("llama", "LlamaForSequenceClassification", LLAMA | dict(rope_parameters=rope())),
+    "mistral": ("mistral", "MistralForCausalLM", LLAMA | dict(sliding_window=4)),
+    "mistral_scalar": ("mistral", "MistralForSequenceClassification", LLAMA | dict(sliding_window=None)),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM", LLAMA | dict(tie_word_embeddings=True)),
+    "qwen2_sliding": (
+        "qwen2", "Qwen2ForCausalLM", LLAMA | dict(use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    ),
+    "qwen2_scalar": ("qwen2", "Qwen2ForSequenceClassification", LLAMA),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", LLAMA | dict(head_dim=6)),
+    "qwen3_scalar": ("qwen3", "Qwen3ForSequenceClassification", LLAMA | dict(head_dim=4)),
+    "falcon": ("falcon", "FalconForCausalLM", FALCON),
+    "falcon_alibi": (
+        "falcon", "FalconForCausalLM",
+        FALCON | dict(alibi=True, multi_query=False, parallel_attn=False, bias=True),
+    ),
+    "falcon_new": ("falcon", "FalconForCausalLM", FALCON | NEW | dict(tie_word_embeddings=False)),
+    "falcon_scalar": ("falcon", "FalconForSequenceClassification", FALCON | NEW),
+    "glm": ("glm", "GlmForCausalLM", LLAMA | dict(head_dim=8)),
+    "glm_scalar": ("glm", "GlmForSequenceClassification", LLAMA | dict(head_dim=8, attention_bias=False)),
+}
+
+
+def configuration(module, settings):
+    """The configuration of a class's module, from a dictionary."""
+    name = next(name for name in dir(module) if name.endswith("Config") and name != "PreTrainedConfig")
+    return getattr(module, name)(**settings)
 
 
 def batch(generator):
@@ -97,24 +221,29 @@ def randomise(model, generator):
             p.copy_(values)  # f32 values, so that the f32 test starts from the same numbers
 
 
-def golden(name, cls, config, seed):
+def stored(name, family):
+    """The name in files, which is another than in memory for one tensor."""
+    return name.replace("lm_head", "embed_out") if family == "gpt_neox" else name
+
+
+def golden(name, seed):
+    family, cls, settings = MODELS[name]
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     generator = torch.Generator().manual_seed(seed)
-    config._attn_implementation = "sdpa"  # the eager softmax of Llama is in f32
-    model = cls(config).double().eval()
+    config = configuration(module, settings)
+    config._attn_implementation = "eager" if family in ("openai", "gpt_neo") else "sdpa"  # Llama's eager softmax is in f32
+    model = getattr(transformers, cls)(config).double().eval()
     randomise(model, generator)
     ids, valid = batch(generator)
     with torch.no_grad():
         plain = forward(model, ids, valid)
-    originals = (modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward)
-    modeling_llama.LlamaRMSNorm.forward = precise_norm
-    modeling_llama.LlamaRotaryEmbedding.forward = precise_rotary
-    try:
+    with precise(module):
         out = forward(model, ids, valid)
         gap = (plain - out.detach())[valid].abs().max().item()
         assert gap < 1e-5, f"{name}: {gap}"
         loss = loss_of(out, ids, valid)
         loss.backward()
-        params = dict(model.named_parameters())
+        params = {stored(k, family): p for k, p in model.named_parameters()}
         tensors = {f"param/{k}": p.detach().float() for k, p in params.items()}
         assert all(torch.equal(tensors[f"param/{k}"].double(), p) for k, p in params.items())
         tensors |= {f"grad/{k}": p.grad.clone() for k, p in params.items()}
@@ -123,21 +252,17 @@ def golden(name, cls, config, seed):
             optimizer.zero_grad()
             loss_of(forward(model, ids, valid), ids, valid).backward()
             optimizer.step()
-    finally:
-        modeling_llama.LlamaRMSNorm.forward, modeling_llama.LlamaRotaryEmbedding.forward = originals
-    tensors |= {f"step10/{k}": p.detach() for k, p in params.items()}
-    text = json.dumps(config.to_diff_dict() | {"architectures": [cls.__name__]}).encode()
+    tensors |= {f"step10/{k}": p.detach().float() for k, p in params.items()}
+    text = json.dumps(config.to_diff_dict() | {"architectures": [cls]}).encode()
     tensors |= dict(ids=ids, valid=valid, out=out.detach(), loss=loss.detach().reshape(1),
                     config=torch.tensor(list(text), dtype=torch.uint8))
     path = OUT / f"model_{name}.safetensors"
     save_file({k: v.clone().contiguous() for k, v in tensors.items()}, path)
-    print(f"{path.name}: {path.stat().st_size} bytes, loss {loss.item():.6f}")
+    print(f"{path.name}: {path.stat().st_size} bytes, gap {gap:.1e}, loss {loss.item():.6f}")
 
 
 if __name__ == "__main__":
-    golden("gpt2_tied", GPT2LMHeadModel, gpt2(True), 1)
-    golden("gpt2_untied", GPT2LMHeadModel, gpt2(False), 2)
-    golden("gpt2_scalar", GPT2ForSequenceClassification, gpt2(True), 3)
-    golden("llama_tied", LlamaForCausalLM, llama(True), 4)
-    golden("llama_untied", LlamaForCausalLM, llama(False), 5)
-    golden("llama_scalar", LlamaForSequenceClassification, llama(True), 6)
+    chosen = sys.argv[1:] or list(MODELS)
+    for seed, name in enumerate(MODELS):
+        if name in chosen:
+            golden(name, seed)

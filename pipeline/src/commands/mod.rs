@@ -5,6 +5,7 @@ pub mod doctor;
 pub mod eval;
 pub mod generate;
 pub mod gpu_check;
+pub mod model;
 pub mod plan;
 pub mod run;
 pub mod score;

@@ -8,6 +8,7 @@ use model::{Head, Input, Model, RecordOptions};
 use ppo::advantage::{Moments, gae, masked_moments, token_rewards, whiten};
 use ppo::kl::KlController;
 use ppo::loss::{ClippedLoss, policy_loss, value_loss};
+use recipe::families::Sizes;
 use recipe::plan::{KlPlan, OptimizerPlan, Schedule};
 use recipe::shape::{Family, ModelShape};
 use runtime::seeds;
@@ -255,18 +256,15 @@ fn the_adaptive_kl_controller_moves_as_published() {
 fn blockless_model(golden: &Golden) -> Model {
     let dims = golden.get("ptx.embedding").size();
     let shape = ModelShape {
-        family: Family::Llama,
-        vocab_size: dims[0] as usize,
-        max_positions: 16,
-        layers: 0,
-        width: dims[1] as usize,
-        heads: 1,
-        kv_heads: 1,
-        head_dim: dims[1] as usize,
         mlp_width: 4,
         norm_eps: golden.number("ptx.settings"),
-        rope_theta: ModelShape::DEFAULT_ROPE_THETA,
-        tie_embeddings: false,
+        ..Family::Llama.shape(&Sizes {
+            vocab_size: dims[0] as usize,
+            max_positions: 16,
+            layers: 0,
+            width: dims[1] as usize,
+            heads: 1,
+        })
     };
     let model = Model::init(&shape, Head::Token, 1, Device::Cpu, Kind::Double);
     for (name, ours) in PTX_PARAMETERS {

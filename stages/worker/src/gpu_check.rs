@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, bail, ensure};
 use generation::{Request, SamplingOptions};
 use model::{Head, Model};
+use recipe::families::Sizes;
 use recipe::plan::{OptimizerPlan, Schedule};
 use recipe::shape::{Family, ModelShape};
 use runtime::events::{Event, emit};
@@ -53,18 +54,15 @@ pub fn run() -> Result<()> {
 /// GPT-3 XL's size in the Llama shape.
 fn shape() -> ModelShape {
     ModelShape {
-        family: Family::Llama,
-        vocab_size: 50_304,
-        max_positions: 2048,
-        layers: 24,
-        width: 2048,
-        heads: 16,
-        kv_heads: 16,
-        head_dim: 128,
         mlp_width: 5504,
-        norm_eps: 1e-5,
-        rope_theta: 1e4,
         tie_embeddings: true,
+        ..Family::Llama.shape(&Sizes {
+            vocab_size: 50_304,
+            max_positions: 2048,
+            layers: 24,
+            width: 2048,
+            heads: 16,
+        })
     }
 }
 

@@ -282,24 +282,22 @@ fn to_host<T: tch::kind::Element + Copy + Default>(values: &Tensor, kind: Kind) 
 #[cfg(test)]
 mod tests {
     use model::Head;
+    use recipe::families::Sizes;
     use recipe::shape::{Family, ModelShape};
 
     use super::*;
 
     fn model() -> Model {
         let shape = ModelShape {
-            family: Family::Llama,
-            vocab_size: 13,
-            max_positions: 40,
-            layers: 1,
-            width: 8,
-            heads: 2,
             kv_heads: 1,
-            head_dim: 4,
             mlp_width: 16,
-            norm_eps: 1e-5,
-            rope_theta: 1e4,
-            tie_embeddings: false,
+            ..Family::Llama.shape(&Sizes {
+                vocab_size: 13,
+                max_positions: 40,
+                layers: 1,
+                width: 8,
+                heads: 2,
+            })
         };
         Model::init(&shape, Head::Token, 3, Device::Cpu, Kind::Double)
     }

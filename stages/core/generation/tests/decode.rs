@@ -1,29 +1,35 @@
-//! Properties of `generate`, in f64, on tiny random models of both families.
+//! Properties of `generate`, in f64, on tiny random models of every family.
 
 use generation::{Finish, Request, Sample, SamplingOptions, generate};
 use model::{Head, Input, Model, response_logprobs};
-use recipe::shape::{Family, ModelShape};
+use recipe::families::Sizes;
+use recipe::shape::{Family, LocalAttention, ModelShape};
 use runtime::seeds;
 use tch::{Device, Kind, Tensor};
 
-const FAMILIES: [Family; 2] = [Family::Gpt2, Family::Llama];
+const FAMILIES: [Family; 11] = Family::ALL;
 const VOCAB: u32 = 19;
 
 /// A model whose distributions are far from uniform.
 fn sharp_model(family: Family) -> Model {
-    let shape = ModelShape {
-        family,
+    let usual = family.shape(&Sizes {
         vocab_size: VOCAB as usize,
         max_positions: 40,
         layers: 2,
         width: 16,
         heads: 4,
-        kv_heads: if family == Family::Gpt2 { 4 } else { 2 },
-        head_dim: 4,
+    });
+    // Fewer key heads where the family has them, and windows that are shorter than the rows.
+    let grouped = family.grouped() && usual.kv_heads > 1;
+    let local = match family {
+        Family::Mistral => Some((0..usual.layers).collect()),
+        _ => usual.local.as_ref().map(|local| local.layers.clone()),
+    };
+    let shape = ModelShape {
+        kv_heads: if grouped { 2 } else { usual.kv_heads },
         mlp_width: 32,
-        norm_eps: 1e-5,
-        rope_theta: 1e4,
-        tie_embeddings: family == Family::Gpt2,
+        local: local.map(|layers| LocalAttention { window: 5, layers }),
+        ..usual
     };
     let model = Model::init(&shape, Head::Token, 17, Device::Cpu, Kind::Double);
     tch::no_grad(|| {

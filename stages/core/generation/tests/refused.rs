@@ -2,23 +2,20 @@
 
 use generation::{Request, SamplingOptions, generate};
 use model::{Head, Model};
+use recipe::families::Sizes;
 use recipe::shape::{Family, ModelShape};
 use tch::{Device, Kind};
 
 fn model(head: Head) -> Model {
     let shape = ModelShape {
-        family: Family::Gpt2,
-        vocab_size: 9,
-        max_positions: 12,
-        layers: 1,
-        width: 8,
-        heads: 2,
-        kv_heads: 2,
-        head_dim: 4,
         mlp_width: 16,
-        norm_eps: 1e-5,
-        rope_theta: 1e4,
-        tie_embeddings: true,
+        ..Family::Gpt2.shape(&Sizes {
+            vocab_size: 9,
+            max_positions: 12,
+            layers: 1,
+            width: 8,
+            heads: 2,
+        })
     };
     Model::init(&shape, head, 1, Device::Cpu, Kind::Double)
 }

@@ -1,24 +1,23 @@
-//! A reward model's scores, in f64, on tiny random models of both families.
+//! A reward model's scores, in f64, on tiny random models of two families.
 
 use judge::RewardJudge;
 use model::{Head, Input, Model};
+use recipe::families::Sizes;
 use recipe::shape::{Family, ModelShape};
 use tch::{Device, Kind, Tensor};
 
 fn model(family: Family, head: Head) -> Model {
     let shape = ModelShape {
-        family,
-        vocab_size: 11,
-        max_positions: 16,
-        layers: 2,
-        width: 16,
-        heads: 4,
         kv_heads: if family == Family::Gpt2 { 4 } else { 2 },
-        head_dim: 4,
         mlp_width: 32,
-        norm_eps: 1e-5,
-        rope_theta: 1e4,
         tie_embeddings: true,
+        ..family.shape(&Sizes {
+            vocab_size: 11,
+            max_positions: 16,
+            layers: 2,
+            width: 16,
+            heads: 4,
+        })
     };
     Model::init(&shape, head, 5, Device::Cpu, Kind::Double)
 }

@@ -5,27 +5,21 @@
 //! `cargo run --release -p model --example backward_pass` (figures: CONTRIBUTING.md).
 
 use model::{Head, Input, Model, RecordOptions, response_logprobs};
-use recipe::shape::{Family, ModelShape};
+use recipe::families::Sizes;
+use recipe::shape::Family;
 use tch::{Device, Kind, Tensor};
 
 const ROUNDS: usize = 12;
 
 fn main() {
     torch_ext::set_threads(1);
-    let shape = ModelShape {
-        family: Family::Gpt2,
+    let shape = Family::Gpt2.shape(&Sizes {
         vocab_size: 2048,
         max_positions: 128,
         layers: 4,
         width: 256,
         heads: 4,
-        kv_heads: 4,
-        head_dim: 64,
-        mlp_width: 1024,
-        norm_eps: 1e-5,
-        rope_theta: 0.0,
-        tie_embeddings: true,
-    };
+    });
     let model = Model::init(&shape, Head::Token, 1, Device::Cpu, Kind::Float);
     model.set_trainable(true);
     let input = Input::dense(Tensor::randint(2048, [16, 128], (Kind::Int64, Device::Cpu)));

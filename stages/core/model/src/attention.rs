@@ -1,10 +1,8 @@
-//! Masks, rotary positions and attention.
+//! Masks, and attention itself.
 //!
 //! Shape suffixes: b rows, h heads, t query positions, s key positions, e width of a head.
 
-use tch::{Kind, Tensor};
-
-use recipe::shape::ModelShape;
+use tch::{Device, Kind, Tensor};
 
 /// Which keys a query sees.
 #[derive(Debug)]
@@ -13,76 +11,103 @@ pub(crate) enum Mask {
     Causal,
     /// All keys.
     Full,
-    /// Where `true`, bool `[b, 1, t, s]`.
+    /// Where `true`, bool `[b, 1, t, s]`; or what is added to the products, `[b, h, t, s]`.
     Explicit(Tensor),
 }
 
-impl Mask {
-    /// The mask for `queries` positions that follow `past` cached ones. `valid_bs` is `true` on real
-    /// keys. Every query sees at least itself, so that no softmax is over nothing (NaN).
-    pub(crate) fn new(past: i64, queries: i64, valid_bs: Option<&Tensor>, like: &Tensor) -> Self {
-        match valid_bs {
-            None if past == 0 => Self::Causal,
-            None if queries == 1 => Self::Full,
-            _ => {
-                let options = (Kind::Int64, like.device());
-                let keys_s = Tensor::arange(past + queries, options);
-                let queries_t1 = Tensor::arange_start(past, past + queries, options).unsqueeze(1);
-                let causal_ts = keys_s.le_tensor(&queries_t1);
-                let own_ts = keys_s.eq_tensor(&queries_t1);
-                let seen = match valid_bs {
-                    Some(valid_bs) => causal_ts
-                        .logical_and(&valid_bs.unsqueeze(1))
-                        .logical_or(&own_ts),
-                    None => causal_ts.unsqueeze(0),
-                };
-                Self::Explicit(seen.unsqueeze(1))
-            }
-        }
+/// The queries and keys of a pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span<'a> {
+    /// Keys that precede the queries.
+    pub(crate) past: i64,
+    /// Queries; as many keys follow the past ones.
+    pub(crate) queries: i64,
+    /// `true` on real keys, bool `[b, s]`; `None` where nothing precedes a real key.
+    pub(crate) valid_bs: Option<&'a Tensor>,
+    /// Where the tensors lie.
+    pub(crate) device: Device,
+}
+
+impl Span<'_> {
+    fn keys(&self) -> i64 {
+        self.past + self.queries
     }
-}
 
-/// Rotary position embedding (Su et al. 2021), in the half-split form of Llama's Hugging Face code:
-/// `x cos + rotate_half(x) sin`.
-#[derive(Debug)]
-pub(crate) struct Rotary {
-    cos_b1te: Tensor,
-    sin_b1te: Tensor,
-}
-
-impl Rotary {
-    /// Tables for the given positions, computed in f32 (f64 for f64 models), as transformers does.
-    pub(crate) fn new(shape: &ModelShape, positions_bt: &Tensor, kind: Kind) -> Self {
-        let precise = if kind == Kind::Double {
-            Kind::Double
-        } else {
-            Kind::Float
+    /// Which keys each query sees, bool `[b, 1, t, s]` or `[1, 1, t, s]`: all up to its own, or the last
+    /// `window` of them. Every query sees at least itself, so that no softmax is over nothing (NaN).
+    fn seen(&self, window: Option<i64>) -> Tensor {
+        let options = (Kind::Int64, self.device);
+        let keys_s = Tensor::arange(self.keys(), options);
+        let queries_t1 = Tensor::arange_start(self.past, self.keys(), options).unsqueeze(1);
+        let mut seen_ts = keys_s.le_tensor(&queries_t1);
+        if let Some(window) = window {
+            seen_ts = seen_ts.logical_and(&keys_s.gt_tensor(&(&queries_t1 - window)));
+        }
+        let own_ts = keys_s.eq_tensor(&queries_t1);
+        let seen = match self.valid_bs {
+            Some(valid_bs) => seen_ts
+                .logical_and(&valid_bs.unsqueeze(1))
+                .logical_or(&own_ts),
+            None => seen_ts.unsqueeze(0),
         };
-        let width = shape.head_dim as i64;
-        let exponents =
-            Tensor::arange_start_step(0, width, 2, (Kind::Int64, positions_bt.device()));
-        let exponents = exponents.to_kind(precise) / width as f64;
-        let theta = Tensor::from(shape.rope_theta)
-            .to_kind(precise)
-            .to_device(positions_bt.device());
-        let frequencies_f = theta.pow(&exponents).reciprocal();
-        let angles_btf = positions_bt.to_kind(precise).unsqueeze(-1) * frequencies_f;
-        let angles_b1te = Tensor::cat(&[&angles_btf, &angles_btf], -1).unsqueeze(1);
-        Self {
-            cos_b1te: angles_b1te.cos().to_kind(kind),
-            sin_b1te: angles_b1te.sin().to_kind(kind),
-        }
+        seen.unsqueeze(1)
     }
 
-    pub(crate) fn rotate(&self, x_bhte: &Tensor) -> Tensor {
-        let halves = x_bhte.chunk(2, -1);
-        let rotated = Tensor::cat(&[&-&halves[1], &halves[0]], -1);
-        x_bhte * &self.cos_b1te + rotated * &self.sin_b1te
+    /// Each key's position among the real ones of its row, int64 `[b, s]` or `[1, s]`.
+    fn key_positions(&self) -> Tensor {
+        match self.valid_bs {
+            Some(valid_bs) => (valid_bs.cumsum(1, Kind::Int64) - 1).clamp_min(0),
+            None => Tensor::arange(self.keys(), (Kind::Int64, self.device)).unsqueeze(0),
+        }
     }
 }
 
-/// `softmax(q k^T / sqrt(e)) v`; keys and values may have fewer heads (Ainslie et al. 2023).
-pub(crate) fn attend(q_bhte: &Tensor, k_bhse: &Tensor, v_bhse: &Tensor, mask: &Mask) -> Tensor {
+impl Mask {
+    /// The mask of a span; with a window, a query sees the last `window` keys alone.
+    pub(crate) fn new(span: &Span, window: Option<usize>) -> Self {
+        // A window that no key leaves is none.
+        let window = window
+            .map(|window| window as i64)
+            .filter(|window| *window < span.keys());
+        match (span.valid_bs, window) {
+            (None, None) if span.past == 0 => Self::Causal,
+            (None, None) if span.queries == 1 => Self::Full,
+            _ => Self::Explicit(span.seen(window)),
+        }
+    }
+
+    /// The mask of a span with `ALiBi` (Press et al. 2022), as what is added to the products: `slope *
+    /// position of the key / sqrt(e)`, whose product is rounded to bf16 first, as in Falcon's training.
+    /// (The query's own position would add the same to all of its keys.)
+    pub(crate) fn alibi(span: &Span, heads: usize, head_dim: usize, kind: Kind) -> Self {
+        let slopes_h = Tensor::from_slice(&alibi_slopes(heads))
+            .to_kind(Kind::BFloat16)
+            .to_device(span.device);
+        let positions_b11s = span.key_positions().unsqueeze(1).unsqueeze(1);
+        let bias_bh1s = (slopes_h.view([-1, 1, 1]) * positions_b11s).to_kind(kind);
+        let bias_bh1s = bias_bh1s / (head_dim as f64).sqrt();
+        let hidden = span.seen(None).logical_not();
+        Self::Explicit(bias_bh1s.masked_fill(&hidden, f64::NEG_INFINITY))
+    }
+}
+
+/// Powers of `2^(-8/n)` for the `n` heads of a power of two; between two powers, every second slope of
+/// the larger one follows (Press et al. 2022, section 3, and their code).
+fn alibi_slopes(heads: usize) -> Vec<f32> {
+    let below = 1 << heads.ilog2();
+    let powers = |heads: usize| (1..=heads).map(move |i| (-8.0 * i as f64 / heads as f64).exp2());
+    let between = powers(2 * below).step_by(2).take(heads - below);
+    powers(below).chain(between).map(|x| x as f32).collect()
+}
+
+/// `softmax(scale q k^T) v`; keys and values may have fewer heads (Ainslie et al. 2023).
+pub(crate) fn attend(
+    q_bhte: &Tensor,
+    k_bhse: &Tensor,
+    v_bhse: &Tensor,
+    mask: &Mask,
+    scale: Option<f64>,
+) -> Tensor {
     let explicit = if let Mask::Explicit(mask) = mask {
         Some(mask)
     } else {
@@ -91,6 +116,6 @@ pub(crate) fn attend(q_bhte: &Tensor, k_bhse: &Tensor, v_bhse: &Tensor, mask: &M
     let causal = matches!(mask, Mask::Causal);
     let grouped = q_bhte.size()[1] != k_bhse.size()[1];
     Tensor::scaled_dot_product_attention(
-        q_bhte, k_bhse, v_bhse, explicit, 0.0, causal, None, grouped,
+        q_bhte, k_bhse, v_bhse, explicit, 0.0, causal, scale, grouped,
     )
 }

@@ -1,21 +1,25 @@
-//! One transformer block of either family.
+//! One transformer block, put together from the parts that a shape names.
 //!
 //! Shape suffixes: b rows, t positions, s key positions, d width, h heads, e width of a head.
 
 use std::collections::BTreeMap;
 
-use recipe::shape::{Family, ModelShape};
+use recipe::families::{MlpNames, QkvNames};
+use recipe::shape::{Activation, BlockOrder, ModelShape, NormKind};
 use tch::Tensor;
 
-use crate::attention::{Mask, Rotary, attend};
+use crate::attention::{Mask, attend};
+use crate::positions::Turn;
 
 /// What all blocks of one forward pass share.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// Present where positions enter through attention (Llama).
-    pub(crate) rotary: Option<Rotary>,
+    /// Present where positions turn queries and keys.
+    pub(crate) turn: Option<Turn>,
     /// Which keys a query sees.
     pub(crate) mask: Mask,
+    /// The same in layers with a sliding window, where there are any.
+    pub(crate) local_mask: Option<Mask>,
 }
 
 /// Keys and values of one layer, `[b, h, capacity, e]`, of which `past` positions are filled.
@@ -25,48 +29,62 @@ pub(crate) struct LayerCache<'a> {
     pub(crate) past: i64,
 }
 
-/// The parameters of a model by name; a missing one is a broken invariant (`layout` made them).
-pub(crate) struct Params<'a>(pub(crate) &'a BTreeMap<String, Tensor>);
+/// The parameters of a model by name; a missing one is a broken invariant (`recipe::tensors` listed
+/// them).
+pub(crate) struct Params<'a> {
+    pub(crate) by_name: &'a BTreeMap<String, Tensor>,
+    pub(crate) shape: &'a ModelShape,
+}
 
 impl Params<'_> {
     pub(crate) fn get(&self, name: &str) -> Tensor {
-        self.0
+        self.by_name
             .get(name)
             .unwrap_or_else(|| panic!("parameter `{name}` exists"))
             .shallow_clone()
     }
 
-    fn linear(&self, name: &str) -> Linear {
-        Linear::OutIn(self.get(&format!("{name}.weight")))
+    pub(crate) fn weight(&self, name: &str) -> Tensor {
+        self.get(&format!("{name}.weight"))
     }
 
-    fn conv1d(&self, name: &str) -> Linear {
-        let bias = self.get(&format!("{name}.bias"));
-        Linear::InOut {
-            weight: self.get(&format!("{name}.weight")),
-            bias,
+    pub(crate) fn linear(&self, name: &str, bias: bool) -> Linear {
+        Linear {
+            weight: self.weight(name),
+            bias: bias.then(|| self.get(&format!("{name}.bias"))),
+            in_out: self.shape.names().in_out,
+        }
+    }
+
+    pub(crate) fn norm(&self, name: &str) -> Norm {
+        let biased = self.shape.norm == NormKind::Layer;
+        Norm {
+            weight: self.weight(name),
+            bias: biased.then(|| self.get(&format!("{name}.bias"))),
+            eps: self.shape.norm_eps,
         }
     }
 }
 
 /// A matrix in its family's layout.
 #[derive(Debug)]
-enum Linear {
-    /// `[out, in]`, no bias (Llama).
-    OutIn(Tensor),
-    /// `[in, out]` with a bias (GPT-2's `Conv1D`).
-    InOut { weight: Tensor, bias: Tensor },
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    /// `[in, out]` (`Conv1D`), not `[out, in]`.
+    in_out: bool,
 }
 
 impl Linear {
-    fn forward(&self, x_btd: &Tensor) -> Tensor {
-        match self {
-            Self::OutIn(weight) => x_btd.linear(weight, None::<Tensor>),
-            Self::InOut { weight, bias } => {
+    pub(crate) fn forward(&self, x_btd: &Tensor) -> Tensor {
+        match (&self.bias, self.in_out) {
+            (bias, false) => x_btd.linear(&self.weight, bias.as_ref()),
+            (Some(bias), true) => {
                 let dims = x_btd.size();
                 let rows = x_btd.reshape([-1, dims[2]]);
-                bias.addmm(&rows, weight).view([dims[0], dims[1], -1])
+                bias.addmm(&rows, &self.weight).view([dims[0], dims[1], -1])
             }
+            (None, true) => x_btd.matmul(&self.weight),
         }
     }
 }
@@ -80,15 +98,6 @@ pub(crate) struct Norm {
 }
 
 impl Norm {
-    pub(crate) fn new(params: &Params, name: &str, shape: &ModelShape) -> Self {
-        let bias = (shape.family == Family::Gpt2).then(|| params.get(&format!("{name}.bias")));
-        Self {
-            weight: params.get(&format!("{name}.weight")),
-            bias,
-            eps: shape.norm_eps,
-        }
-    }
-
     pub(crate) fn forward(&self, x_btd: &Tensor) -> Tensor {
         let dims = self.weight.size();
         match &self.bias {
@@ -100,84 +109,191 @@ impl Norm {
 
 #[derive(Debug)]
 enum QueryKeyValue {
-    Fused(Linear),
     Split([Linear; 3]),
+    /// All queries, then all keys, then all values.
+    Thirds(Linear),
+    /// For each key head its queries, its key and its value.
+    Groups(Linear),
+}
+
+#[derive(Debug)]
+struct Attention {
+    qkv: QueryKeyValue,
+    qk_norms: Option<[Norm; 2]>,
+    output: Linear,
+    heads: i64,
+    kv_heads: i64,
+    head_dim: i64,
+    /// What products are multiplied by; `None`: one over the root of `head_dim`.
+    scale: Option<f64>,
+    /// The layer has a sliding window.
+    local: bool,
+}
+
+impl Attention {
+    fn new(params: &Params, block: &str, index: usize) -> Self {
+        let (shape, names) = (params.shape, params.shape.names());
+        let linear = |part: &str| params.linear(&format!("{block}.{part}"), shape.biases.qkv);
+        let norm = |part: &str| params.norm(&format!("{block}.{part}"));
+        let local = shape.local.as_ref();
+        Self {
+            qkv: match names.qkv {
+                QkvNames::Split(parts) => QueryKeyValue::Split(parts.map(linear)),
+                QkvNames::Thirds(part) => QueryKeyValue::Thirds(linear(part)),
+                QkvNames::Groups(part) => QueryKeyValue::Groups(linear(part)),
+            },
+            qk_norms: shape.qk_norm.then(|| names.qk_norms.map(norm)),
+            output: params.linear(&format!("{block}.{}", names.output), shape.biases.output),
+            heads: shape.heads as i64,
+            kv_heads: shape.kv_heads as i64,
+            head_dim: shape.head_dim as i64,
+            scale: (!shape.scaled_attention).then_some(1.0),
+            local: local.is_some_and(|local| local.layers.contains(&index)),
+        }
+    }
+
+    /// Queries, keys and values, `[b, h, t, e]`.
+    fn project(&self, x_btd: &Tensor) -> [Tensor; 3] {
+        let (rows, len) = (x_btd.size()[0], x_btd.size()[1]);
+        let split = |y: &Tensor, heads: i64| y.reshape([rows, len, heads, -1]).transpose(1, 2);
+        match &self.qkv {
+            QueryKeyValue::Split([q, k, v]) => [
+                split(&q.forward(x_btd), self.heads),
+                split(&k.forward(x_btd), self.kv_heads),
+                split(&v.forward(x_btd), self.kv_heads),
+            ],
+            QueryKeyValue::Thirds(linear) => {
+                let parts = linear.forward(x_btd).chunk(3, -1);
+                [0, 1, 2].map(|i| split(&parts[i], self.heads))
+            }
+            QueryKeyValue::Groups(linear) => {
+                let group = self.heads / self.kv_heads;
+                let dims = [rows, len, self.kv_heads, group + 2, self.head_dim];
+                let grouped = linear.forward(x_btd).view(dims);
+                let part = |start, len| grouped.narrow(3, start, len).flatten(2, 3).transpose(1, 2);
+                [part(0, group), part(group, 1), part(group + 1, 1)]
+            }
+        }
+    }
+
+    fn forward(&self, x_btd: &Tensor, context: &Context, cache: Option<&LayerCache>) -> Tensor {
+        let (rows, len) = (x_btd.size()[0], x_btd.size()[1]);
+        let [mut q, mut k, v] = self.project(x_btd);
+        if let Some([q_norm, k_norm]) = &self.qk_norms {
+            q = q_norm.forward(&q);
+            k = k_norm.forward(&k);
+        }
+        if let Some(turn) = &context.turn {
+            q = turn.turn(&q);
+            k = turn.turn(&k);
+        }
+        let mask = match &context.local_mask {
+            Some(mask) if self.local => mask,
+            _ => &context.mask,
+        };
+        let y_bhte = match cache {
+            None => attend(&q, &k, &v, mask, self.scale),
+            Some(cache) => {
+                let total = cache.past + len;
+                cache.keys.narrow(2, cache.past, len).copy_(&k);
+                cache.values.narrow(2, cache.past, len).copy_(&v);
+                let keys = cache.keys.narrow(2, 0, total);
+                let values = cache.values.narrow(2, 0, total);
+                attend(&q, &keys, &values, mask, self.scale)
+            }
+        };
+        self.output
+            .forward(&y_bhte.transpose(1, 2).reshape([rows, len, -1]))
+    }
 }
 
 #[derive(Debug)]
 enum Mlp {
-    Gelu {
+    Plain {
         up: Linear,
         down: Linear,
     },
-    SwiGlu {
+    Gated {
         gate: Linear,
         up: Linear,
+        down: Linear,
+    },
+    /// Gate and up in one matrix.
+    FusedGate {
+        both: Linear,
         down: Linear,
     },
 }
 
 impl Mlp {
-    fn forward(&self, x_btd: &Tensor) -> Tensor {
+    fn new(params: &Params, block: &str) -> Self {
+        let biased = params.shape.biases.mlp;
+        let linear = |part: &str| params.linear(&format!("{block}.{part}"), biased);
+        match params.shape.names().mlp {
+            MlpNames::Plain(parts) => {
+                let [up, down] = parts.map(linear);
+                Self::Plain { up, down }
+            }
+            MlpNames::Gated(parts) => {
+                let [gate, up, down] = parts.map(linear);
+                Self::Gated { gate, up, down }
+            }
+            MlpNames::FusedGate(parts) => {
+                let [both, down] = parts.map(linear);
+                Self::FusedGate { both, down }
+            }
+        }
+    }
+
+    fn forward(&self, x_btd: &Tensor, activation: Activation) -> Tensor {
         match self {
-            // GPT-2's "gelu_new" is the tanh approximation.
-            Self::Gelu { up, down } => down.forward(&up.forward(x_btd).gelu("tanh")),
-            Self::SwiGlu { gate, up, down } => {
-                down.forward(&(gate.forward(x_btd).silu() * up.forward(x_btd)))
+            Self::Plain { up, down } => down.forward(&activate(&up.forward(x_btd), activation)),
+            Self::Gated { gate, up, down } => {
+                let gate = activate(&gate.forward(x_btd), activation);
+                down.forward(&(gate * up.forward(x_btd)))
+            }
+            Self::FusedGate { both, down } => {
+                let parts = both.forward(x_btd).chunk(2, -1);
+                down.forward(&(activate(&parts[0], activation) * &parts[1]))
             }
         }
     }
 }
 
-/// One block: attention, then the MLP, each behind a norm and added to the residual stream.
+fn activate(x: &Tensor, activation: Activation) -> Tensor {
+    match activation {
+        Activation::GeluTanh => x.gelu("tanh"),
+        Activation::Gelu => x.gelu("none"),
+        Activation::Relu => x.relu(),
+        Activation::Silu => x.silu(),
+    }
+}
+
+/// One block: attention and MLP, each with a norm, added to the residual stream.
 #[derive(Debug)]
 pub(crate) struct Block {
     attention_norm: Norm,
-    qkv: QueryKeyValue,
-    output: Linear,
-    mlp_norm: Norm,
+    attention: Attention,
+    /// Absent where the MLP takes attention's norm.
+    mlp_norm: Option<Norm>,
     mlp: Mlp,
-    heads: i64,
-    kv_heads: i64,
+    order: BlockOrder,
+    activation: Activation,
 }
 
 impl Block {
-    pub(crate) fn new(params: &Params, shape: &ModelShape, index: usize) -> Self {
-        let (heads, kv_heads) = (shape.heads as i64, shape.kv_heads as i64);
-        match shape.family {
-            Family::Gpt2 => {
-                let name = |part: &str| format!("transformer.h.{index}.{part}");
-                Self {
-                    attention_norm: Norm::new(params, &name("ln_1"), shape),
-                    qkv: QueryKeyValue::Fused(params.conv1d(&name("attn.c_attn"))),
-                    output: params.conv1d(&name("attn.c_proj")),
-                    mlp_norm: Norm::new(params, &name("ln_2"), shape),
-                    mlp: Mlp::Gelu {
-                        up: params.conv1d(&name("mlp.c_fc")),
-                        down: params.conv1d(&name("mlp.c_proj")),
-                    },
-                    heads,
-                    kv_heads,
-                }
-            }
-            Family::Llama => {
-                let name = |part: &str| format!("model.layers.{index}.{part}");
-                let qkv = ["q_proj", "k_proj", "v_proj"]
-                    .map(|part| params.linear(&name(&format!("self_attn.{part}"))));
-                Self {
-                    attention_norm: Norm::new(params, &name("input_layernorm"), shape),
-                    qkv: QueryKeyValue::Split(qkv),
-                    output: params.linear(&name("self_attn.o_proj")),
-                    mlp_norm: Norm::new(params, &name("post_attention_layernorm"), shape),
-                    mlp: Mlp::SwiGlu {
-                        gate: params.linear(&name("mlp.gate_proj")),
-                        up: params.linear(&name("mlp.up_proj")),
-                        down: params.linear(&name("mlp.down_proj")),
-                    },
-                    heads,
-                    kv_heads,
-                }
-            }
+    pub(crate) fn new(params: &Params, index: usize) -> Self {
+        let (shape, names) = (params.shape, params.shape.names());
+        let block = format!("{}.{index}", names.block);
+        let [attention_norm, mlp_norm] = names.norms.map(|part| format!("{block}.{part}"));
+        let two_norms = shape.order != BlockOrder::ParallelOneNorm;
+        Self {
+            attention_norm: params.norm(&attention_norm),
+            attention: Attention::new(params, &block, index),
+            mlp_norm: two_norms.then(|| params.norm(&mlp_norm)),
+            mlp: Mlp::new(params, &block),
+            order: shape.order,
+            activation: shape.activation,
         }
     }
 
@@ -196,45 +312,27 @@ impl Block {
                 y
             }
         };
-        let normed = self.attention_norm.forward(x_btd);
-        let x_btd = x_btd + drop(self.attention(&normed, context, cache));
-        let normed = self.mlp_norm.forward(&x_btd);
-        &x_btd + drop(self.mlp.forward(&normed))
-    }
-
-    fn attention(&self, x_btd: &Tensor, context: &Context, cache: Option<&LayerCache>) -> Tensor {
-        let (rows, len) = (x_btd.size()[0], x_btd.size()[1]);
-        let split = |y: &Tensor, heads: i64| y.view([rows, len, heads, -1]).transpose(1, 2);
-        let [mut q, mut k, v] = match &self.qkv {
-            QueryKeyValue::Fused(linear) => {
-                let parts = linear.forward(x_btd).chunk(3, -1);
-                [0, 1, 2].map(|i| {
-                    parts[i]
-                        .reshape([rows, len, self.heads, -1])
-                        .transpose(1, 2)
-                })
-            }
-            QueryKeyValue::Split([q, k, v]) => [
-                split(&q.forward(x_btd), self.heads),
-                split(&k.forward(x_btd), self.kv_heads),
-                split(&v.forward(x_btd), self.kv_heads),
-            ],
+        let attention = |x: &Tensor| drop(self.attention.forward(x, context, cache));
+        let mlp = |x: &Tensor| drop(self.mlp.forward(x, self.activation));
+        let norm1 = |x: &Tensor| self.attention_norm.forward(x);
+        let norm2 = |x: &Tensor| match &self.mlp_norm {
+            Some(norm) => norm.forward(x),
+            None => norm1(x),
         };
-        if let Some(rotary) = &context.rotary {
-            q = rotary.rotate(&q);
-            k = rotary.rotate(&k);
+        match self.order {
+            BlockOrder::PreNorm => {
+                let x_btd = x_btd + attention(&norm1(x_btd));
+                &x_btd + mlp(&norm2(&x_btd))
+            }
+            BlockOrder::PostNorm => {
+                let x_btd = norm1(&(x_btd + attention(x_btd)));
+                norm2(&(&x_btd + mlp(&x_btd)))
+            }
+            BlockOrder::ParallelOneNorm => {
+                let normed = norm1(x_btd);
+                x_btd + attention(&normed) + mlp(&normed)
+            }
+            BlockOrder::ParallelTwoNorms => x_btd + attention(&norm1(x_btd)) + mlp(&norm2(x_btd)),
         }
-        let y_bhte = match cache {
-            None => attend(&q, &k, &v, &context.mask),
-            Some(cache) => {
-                let total = cache.past + len;
-                cache.keys.narrow(2, cache.past, len).copy_(&k);
-                cache.values.narrow(2, cache.past, len).copy_(&v);
-                let keys = cache.keys.narrow(2, 0, total);
-                attend(&q, &keys, &cache.values.narrow(2, 0, total), &context.mask)
-            }
-        };
-        self.output
-            .forward(&y_bhte.transpose(1, 2).reshape([rows, len, -1]))
     }
 }

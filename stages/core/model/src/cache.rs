@@ -4,8 +4,8 @@
 
 use tch::{Kind, Tensor};
 
-use crate::attention::Mask;
-use crate::block::{Context, LayerCache};
+use crate::attention::Span;
+use crate::block::LayerCache;
 use crate::transformer::Model;
 
 /// Keys and values of all layers, in memory that is allocated once.
@@ -81,11 +81,13 @@ impl Model {
             assert_eq!(valid_bs.size(), expected, "the mask covers all positions");
             assert_eq!(valid_bs.kind(), Kind::Bool, "the mask is boolean");
         }
-        let mask = Mask::new(past, new, valid_bs, ids_bt);
-        let context = Context {
-            rotary: self.rotary(positions_bt),
-            mask,
+        let span = Span {
+            past,
+            queries: new,
+            valid_bs,
+            device: self.device(),
         };
+        let context = self.span_context(&span, positions_bt);
         let mut x_btd = self.embed(ids_bt, positions_bt);
         for (block, (keys, values)) in self.blocks().iter().zip(&cache.layers) {
             let layer = LayerCache { keys, values, past };

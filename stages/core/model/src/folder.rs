@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use recipe::shape::ModelShape;
+use recipe::shape::{ModelShape, Positions};
+use recipe::tensors::{Head, TensorSpec, tensors};
 use runtime::files;
 use runtime::manifest::Manifest;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::layout::{Head, TensorSpec, tensors};
+use crate::positions::sinusoidal;
 use crate::transformer::Model;
 use crate::weights::{self, Reader};
 
@@ -42,7 +43,7 @@ impl Model {
         let shape = ModelShape::from_hf(&config).map_err(|error| ModelError::Config {
             path: path.clone(),
             reason: error.to_string(),
-            hint: "models of the GPT-2 and Llama families can be read",
+            hint: "`rlhf model sizes` lists the families that can be read",
         })?;
         let head = head_of(&config, &path)?;
         let mut params = read_weights(dir, &shape, head)?;
@@ -90,7 +91,13 @@ impl Model {
         }
         files::write_json(&dir.join(CONFIG), &config)?;
         files::write_json(&dir.join("generation_config.json"), &generation)?;
-        weights::write(&dir.join(WEIGHTS), self.params())
+        let mut tensors: BTreeMap<String, Tensor> = self
+            .params()
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+            .collect();
+        tensors.extend(self.stored_positions());
+        weights::write(&dir.join(WEIGHTS), &tensors)
     }
 }
 
@@ -165,16 +172,18 @@ fn read_weights(
         .into_iter()
         .map(|spec| (spec.name.clone(), spec))
         .collect();
-    let (mut params, mut tied) = (BTreeMap::new(), None);
+    let repeats = repeats(shape, head);
+    let (mut params, mut repeated) = (BTreeMap::new(), Vec::new());
     for path in weight_files(dir)? {
         let mut reader = Reader::open(&path)?;
         for (stored, found) in reader.tensors() {
             let name = full_name(&stored, shape, &expected);
-            if is_buffer(&name) {
+            if is_buffer(&name, shape) {
                 continue;
             }
-            if name == "lm_head.weight" && head == Head::Token && shape.tie_embeddings {
-                tied = Some((path.clone(), read_float(&mut reader, &path, &stored)?));
+            if let Some(repeat) = repeats.get(&name) {
+                let tensor = read_float(&mut reader, &path, &stored)?;
+                repeated.push((path.clone(), name, *repeat, tensor));
                 continue;
             }
             let Some(spec) = expected.remove(&name) else {
@@ -203,44 +212,76 @@ fn read_weights(
             expected: spec.dims,
         });
     }
-    check_tied(tied, shape, &params)?;
+    for (path, name, repeat, tensor) in &repeated {
+        repeat.check(path, name, tensor, shape, &params)?;
+    }
     Ok(params)
 }
 
-/// A stored output projection of a tied model must be the embedding that it repeats.
-fn check_tied(
-    tied: Option<(PathBuf, Tensor)>,
-    shape: &ModelShape,
-    params: &BTreeMap<String, Tensor>,
-) -> Result<(), ModelError> {
-    let Some((path, output_vd)) = tied else {
-        return Ok(());
-    };
-    let embedding = match shape.family {
-        recipe::shape::Family::Gpt2 => "transformer.wte.weight",
-        recipe::shape::Family::Llama => "model.embed_tokens.weight",
-    };
-    let embedding_vd = &params[embedding];
-    if output_vd.size() == embedding_vd.size() && output_vd.equal(embedding_vd) {
-        return Ok(());
-    }
-    Err(ModelError::Config {
-        path,
-        reason: format!(
-            "`lm_head.weight` differs from `{embedding}`, though config.json ties them"
-        ),
-        hint: "set `tie_word_embeddings` to false in config.json if they are meant to differ",
-    })
+/// What a stored tensor repeats.
+#[derive(Debug, Clone, Copy)]
+enum Repeat {
+    /// A tied output projection: the embedding.
+    Embedding,
+    /// The table of sinusoidal positions: sines and cosines.
+    Sinusoidal,
 }
 
-/// The name within a whole model: the oldest GPT-2 folders name tensors from the trunk down.
+/// The tensors that folders may store though the model does not need them.
+fn repeats(shape: &ModelShape, head: Head) -> BTreeMap<String, Repeat> {
+    let names = shape.names();
+    let mut repeats = BTreeMap::new();
+    if head == Head::Token && shape.tie_embeddings {
+        repeats.insert(format!("{}.weight", names.head), Repeat::Embedding);
+    }
+    if shape.positions == Positions::Sinusoidal {
+        repeats.insert(format!("{}.weight", names.positions), Repeat::Sinusoidal);
+    }
+    repeats
+}
+
+impl Repeat {
+    /// Refuses a tensor that is another than what it should repeat.
+    fn check(
+        self,
+        path: &Path,
+        name: &str,
+        tensor: &Tensor,
+        shape: &ModelShape,
+        params: &BTreeMap<String, Tensor>,
+    ) -> Result<(), ModelError> {
+        let embedding = format!("{}.weight", shape.names().embedding);
+        let (same, reason, hint) = match self {
+            Self::Embedding => (
+                tensor.size() == params[&embedding].size() && tensor.equal(&params[&embedding]),
+                format!("`{name}` differs from `{embedding}`, though config.json ties them"),
+                "set `tie_word_embeddings` to false in config.json if they are meant to differ",
+            ),
+            Self::Sinusoidal => {
+                let table_td = sinusoidal(shape.max_positions, shape.width);
+                // Half-precision files hold rounded numbers.
+                let near = || (tensor.to_kind(Kind::Double) - &table_td).abs().max();
+                (
+                    tensor.size() == table_td.size() && near().double_value(&[]) < 5e-3,
+                    format!(
+                        "`{name}` holds other numbers than the sinusoidal positions that config.json names"
+                    ),
+                    "remove `position_embedding_type` from config.json if the positions are learned",
+                )
+            }
+        };
+        if same {
+            return Ok(());
+        }
+        let path = path.into();
+        Err(ModelError::Config { path, reason, hint })
+    }
+}
+
+/// The name within a whole model: the oldest folders name tensors from the trunk down.
 fn full_name(stored: &str, shape: &ModelShape, expected: &BTreeMap<String, TensorSpec>) -> String {
-    let prefix = match shape.family {
-        recipe::shape::Family::Gpt2 => "transformer.",
-        recipe::shape::Family::Llama => "model.",
-    };
-    let prefixed = format!("{prefix}{stored}");
-    if expected.contains_key(&prefixed) || is_buffer(&prefixed) {
+    let prefixed = format!("{}{stored}", shape.names().trunk);
+    if expected.contains_key(&prefixed) || is_buffer(&prefixed, shape) {
         prefixed
     } else {
         stored.to_owned()
@@ -248,10 +289,9 @@ fn full_name(stored: &str, shape: &ModelShape, expected: &BTreeMap<String, Tenso
 }
 
 /// Constants that old folders store among the weights.
-fn is_buffer(name: &str) -> bool {
-    [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"]
-        .iter()
-        .any(|end| name.ends_with(end))
+fn is_buffer(name: &str, shape: &ModelShape) -> bool {
+    let buffers = shape.names().buffers;
+    buffers.iter().any(|end| name.ends_with(end))
 }
 
 fn read_float(reader: &mut Reader, path: &Path, name: &str) -> Result<Tensor, ModelError> {

@@ -1,15 +1,15 @@
-//! Decoder-only transformers of the GPT-2 and Llama families, with a head for tokens or for one
+//! Decoder-only transformers of every family that `recipe` knows, with a head for tokens or for one
 //! scalar; their weights as Hugging Face folders.
 //!
 //! In: shapes, folders, padded token ids. Out: hidden states, logits, log-probabilities, gradients
 //! in the parameters' `.grad()`, folders.
 //!
-//! **Architecture invariant.** A model is a list of blocks. It knows nothing of losses of a stage,
-//! of optimizers or of sampling; parameters carry Hugging Face's names and layouts, so that no
+//! **Architecture invariant.** A model is a list of blocks, put together from the parts that its shape
+//! names; no code here asks for a family. It knows nothing of losses of a stage, of optimizers or of
+//! sampling; parameters carry Hugging Face's names and layouts (`recipe::tensors`), so that no
 //! converter exists.
 //!
-//! Reading order: `layout` (every tensor's name and shape), `block` and `attention` (the
-//! arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `cache` (decoding), `losses`,
+//! Reading order: `block`, `attention` and `positions` (the arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `cache` (decoding), `losses`,
 //! then `weights`, `folder` and `checkpoint` (files).
 
 mod attention;
@@ -19,8 +19,8 @@ mod checkpoint;
 mod error;
 mod folder;
 mod input;
-mod layout;
 pub mod losses;
+mod positions;
 mod tape;
 mod transformer;
 pub mod weights;
@@ -29,7 +29,7 @@ pub use cache::KvCache;
 pub use checkpoint::{Checkpoint, write_folder};
 pub use error::ModelError;
 pub use input::Input;
-pub use layout::{Head, Init, TensorSpec, tensors};
 pub use losses::{response_logprobs, token_logprobs};
+pub use recipe::tensors::Head;
 pub use tape::{RecordOptions, Tape};
 pub use transformer::Model;

@@ -32,7 +32,7 @@ fn token_logprobs_bounded(
     temperature: f64,
     kept_logits: usize,
 ) -> Tensor {
-    let width = model.shape.width as i64;
+    let width = model.shape.embedding_width as i64;
     let hidden_nd = hidden_bsd.reshape([-1, width]);
     let targets_n = targets_bs.reshape([-1]);
     let rows = targets_n.numel();
@@ -101,6 +101,7 @@ fn response_len(len: i64, response_start: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use recipe::families::Sizes;
     use recipe::shape::{Family, ModelShape};
     use tch::Device;
 
@@ -110,18 +111,14 @@ mod tests {
     #[test]
     fn chunks_give_the_values_and_gradients_of_the_whole() {
         let shape = ModelShape {
-            family: Family::Llama,
-            vocab_size: 19,
-            max_positions: 8,
-            layers: 1,
-            width: 6,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 6,
             mlp_width: 4,
-            norm_eps: 1e-5,
-            rope_theta: 100.0,
-            tie_embeddings: false,
+            ..Family::Llama.shape(&Sizes {
+                vocab_size: 19,
+                max_positions: 8,
+                layers: 1,
+                width: 6,
+                heads: 1,
+            })
         };
         let model = Model::init(&shape, Head::Token, 1, Device::Cpu, Kind::Double);
         model.set_trainable(true);

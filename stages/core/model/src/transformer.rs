@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use recipe::shape::{Family, ModelShape};
+use recipe::shape::{ModelShape, Positions};
+use recipe::tensors::{Head, Init, SCALAR_HEAD, TensorSpec, tensors};
 use tch::{Device, Kind, Tensor};
 
-use crate::attention::{Mask, Rotary};
-use crate::block::{Block, Context, Norm, Params};
+use crate::attention::{Mask, Span};
+use crate::block::{Block, Context, Linear, Norm, Params};
 use crate::input::Input;
-use crate::layout::{Head, Init, TensorSpec, tensors};
+use crate::positions::{Turn, sinusoidal};
 
 /// A decoder-only transformer.
 #[derive(Debug)]
@@ -25,9 +26,12 @@ pub struct Model {
     params: BTreeMap<String, Tensor>,
     // The same tensors as in `params`, by their roles.
     embedding_vd: Tensor,
+    /// What is added to the embedding for each position, learned or sinusoidal.
     positions_td: Option<Tensor>,
+    /// From the embedding's width to the model's, and back, where they differ.
+    project: Option<[Linear; 2]>,
     blocks: Vec<Block>,
-    norm: Norm,
+    norm: Option<Norm>,
     output_vd: Tensor,
 }
 
@@ -52,37 +56,43 @@ impl Model {
         reward_shift: f64,
         params: BTreeMap<String, Tensor>,
     ) -> Self {
-        let by_name = Params(&params);
-        let (embedding, positions, norm) = match shape.family {
-            Family::Gpt2 => {
-                let positions = Some(by_name.get("transformer.wpe.weight"));
-                (
-                    by_name.get("transformer.wte.weight"),
-                    positions,
-                    "transformer.ln_f",
-                )
+        let (by_name, names) = (
+            Params {
+                by_name: &params,
+                shape: &shape,
+            },
+            shape.names(),
+        );
+        let embedding_vd = by_name.weight(names.embedding);
+        let positions_td = match shape.positions {
+            Positions::Learned { .. } => Some(by_name.weight(names.positions)),
+            Positions::Sinusoidal => {
+                let table_td = sinusoidal(shape.max_positions, shape.width);
+                let table_td = table_td.to_kind(embedding_vd.kind());
+                Some(table_td.to_device(embedding_vd.device()))
             }
-            Family::Llama => (by_name.get("model.embed_tokens.weight"), None, "model.norm"),
+            Positions::Rotary(_) | Positions::Alibi => None,
         };
         let output_vd = match head {
-            Head::Scalar => by_name.get("score.weight"),
-            Head::Token if shape.tie_embeddings => embedding.shallow_clone(),
-            Head::Token => by_name.get("lm_head.weight"),
+            Head::Scalar => by_name.get(SCALAR_HEAD),
+            Head::Token if shape.tie_embeddings => embedding_vd.shallow_clone(),
+            Head::Token => by_name.weight(names.head),
         };
-        let blocks = (0..shape.layers)
-            .map(|i| Block::new(&by_name, &shape, i))
-            .collect();
-        let norm = Norm::new(&by_name, norm, &shape);
+        let narrow = shape.embedding_width != shape.width;
+        let project = narrow.then(|| names.project.map(|name| by_name.linear(name, false)));
+        let blocks = (0..shape.layers).map(|i| Block::new(&by_name, i)).collect();
+        let norm = shape.final_norm().then(|| by_name.norm(names.final_norm));
         Self {
-            embedding_vd: embedding,
-            positions_td: positions,
-            blocks,
-            norm,
-            output_vd,
             shape,
             head,
             reward_shift,
             params,
+            embedding_vd,
+            positions_td,
+            project,
+            blocks,
+            norm,
+            output_vd,
         }
     }
 
@@ -90,7 +100,7 @@ impl Model {
     #[must_use]
     pub fn to_scalar(&self, seed: u64) -> Self {
         let mut params = self.copied_params();
-        params.remove("lm_head.weight");
+        params.remove(&format!("{}.weight", self.shape.names().head));
         for spec in tensors(&self.shape, Head::Scalar) {
             params.entry(spec.name.clone()).or_insert_with(|| {
                 draw(&spec, seed)
@@ -174,7 +184,7 @@ impl Model {
         self.params.values().map(Tensor::numel).sum()
     }
 
-    /// Hidden states after the final norm, `[b, t, d]`, as one autograd graph where gradients are
+    /// Hidden states after the final norm, `[b, t, d]` (`d`: the embedding's width), as one autograd graph where gradients are
     /// on (training goes through [`Model::record`] instead). Rows of padding hold finite numbers
     /// without meaning.
     ///
@@ -186,7 +196,7 @@ impl Model {
         for block in &self.blocks {
             x_btd = block.forward(&x_btd, &context, None, 0.0);
         }
-        self.norm.forward(&x_btd)
+        self.final_norm(&x_btd)
     }
 
     /// Logits `[..., v]` of hidden states `[..., d]`, in the parameters' type.
@@ -240,7 +250,8 @@ impl Model {
         match self.head {
             Head::Token => with_logits,
             Head::Scalar => {
-                with_logits - 2.0 * ((self.shape.vocab_size - 1) * self.shape.width) as f64
+                with_logits
+                    - 2.0 * ((self.shape.vocab_size - 1) * self.shape.embedding_width) as f64
             }
         }
     }
@@ -264,24 +275,41 @@ impl Model {
         &self.blocks
     }
 
+    /// What follows the last block.
     pub(crate) fn final_norm(&self, x_btd: &Tensor) -> Tensor {
-        self.norm.forward(x_btd)
+        let normed_btd = match &self.norm {
+            Some(norm) => norm.forward(x_btd),
+            None => x_btd.shallow_clone(),
+        };
+        match &self.project {
+            Some([_, out]) => out.forward(&normed_btd),
+            None => normed_btd,
+        }
     }
 
     /// What the blocks share, for a pass without a cache.
     pub(crate) fn context(&self, input: &Input) -> Context {
-        let len = input.ids_bt.size()[1];
-        let mask = Mask::new(0, len, input.valid_bt.as_ref(), &input.ids_bt);
-        Context {
-            rotary: self.rotary(&input.positions()),
-            mask,
-        }
+        let span = Span {
+            past: 0,
+            queries: input.ids_bt.size()[1],
+            valid_bs: input.valid_bt.as_ref(),
+            device: self.device(),
+        };
+        self.span_context(&span, &input.positions())
     }
 
-    pub(crate) fn rotary(&self, positions_bt: &Tensor) -> Option<Rotary> {
-        match self.shape.family {
-            Family::Gpt2 => None,
-            Family::Llama => Some(Rotary::new(&self.shape, positions_bt, self.kind())),
+    pub(crate) fn span_context(&self, span: &Span, positions_bt: &Tensor) -> Context {
+        let shape = &self.shape;
+        let local = shape.local.as_ref();
+        Context {
+            turn: shape
+                .rotary()
+                .map(|rotary| Turn::new(rotary, positions_bt, self.kind())),
+            mask: match shape.positions {
+                Positions::Alibi => Mask::alibi(span, shape.heads, shape.head_dim, self.kind()),
+                _ => Mask::new(span, None),
+            },
+            local_mask: local.map(|local| Mask::new(span, Some(local.window))),
         }
     }
 
@@ -293,11 +321,25 @@ impl Model {
         );
         let look_up =
             |table: &Tensor, rows: &Tensor| Tensor::embedding(table, rows, -1, false, false);
-        let tokens_btd = look_up(&self.embedding_vd, ids_bt);
-        match &self.positions_td {
-            Some(table) => tokens_btd + look_up(table, positions_bt),
-            None => tokens_btd,
+        let mut tokens_btd = look_up(&self.embedding_vd, ids_bt);
+        if let Some([into, _]) = &self.project {
+            tokens_btd = into.forward(&tokens_btd);
         }
+        match (&self.positions_td, self.shape.positions) {
+            (Some(table), Positions::Learned { unused }) if unused > 0 => {
+                tokens_btd + look_up(table, &(positions_bt + unused as i64))
+            }
+            (Some(table), _) => tokens_btd + look_up(table, positions_bt),
+            (None, _) => tokens_btd,
+        }
+    }
+
+    /// The table of sinusoidal positions, which is stored though it is no parameter.
+    pub(crate) fn stored_positions(&self) -> Option<(String, Tensor)> {
+        let sinusoidal = self.shape.positions == Positions::Sinusoidal;
+        let table_td = self.positions_td.as_ref().filter(|_| sinusoidal)?;
+        let name = format!("{}.weight", self.shape.names().positions);
+        Some((name, table_td.shallow_clone()))
     }
 }
 

@@ -4,24 +4,22 @@ use std::path::Path;
 
 use datasets::tokenizer::Tokenizer;
 use model::{Checkpoint, Head, Model, weights, write_folder};
+use recipe::families::Sizes;
 use recipe::shape::{Family, ModelShape};
 use runtime::manifest::Manifest;
 use tch::{Device, Kind, Tensor};
 
 fn shape(family: Family) -> ModelShape {
     ModelShape {
-        family,
-        vocab_size: 300,
-        max_positions: 16,
-        layers: 1,
-        width: 8,
-        heads: 2,
-        kv_heads: if family == Family::Gpt2 { 2 } else { 1 },
-        head_dim: 4,
+        kv_heads: if family == Family::Llama { 1 } else { 2 },
         mlp_width: 12,
-        norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        tie_embeddings: family == Family::Gpt2,
+        ..family.shape(&Sizes {
+            vocab_size: 300,
+            max_positions: 16,
+            layers: 1,
+            width: 8,
+            heads: 2,
+        })
     }
 }
 

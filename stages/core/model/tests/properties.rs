@@ -4,32 +4,63 @@
 use std::collections::BTreeMap;
 
 use model::{Head, Input, KvCache, Model, RecordOptions, response_logprobs, token_logprobs};
-use recipe::shape::{Family, ModelShape};
+use recipe::families::Sizes;
+use recipe::shape::{BlockOrder, Family, LocalAttention, ModelShape, Positions};
 use tch::{Device, Kind, Tensor};
 
 const BOUND: f64 = 1e-9;
 
 fn shape(family: Family) -> ModelShape {
-    ModelShape {
-        family,
+    let usual = family.shape(&Sizes {
         vocab_size: 41,
         max_positions: 16,
         layers: 3,
         width: 24,
         heads: 4,
-        kv_heads: if family == Family::Gpt2 { 4 } else { 2 },
-        head_dim: 6,
+    });
+    // Fewer key heads where the family has them, and windows that are shorter than the rows.
+    let grouped = family.grouped() && usual.kv_heads > 1;
+    let local = match family {
+        Family::Mistral => Some((0..usual.layers).collect()),
+        _ => usual.local.as_ref().map(|local| local.layers.clone()),
+    };
+    ModelShape {
+        kv_heads: if grouped { 2 } else { usual.kv_heads },
         mlp_width: 36,
-        norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        tie_embeddings: family == Family::Gpt2,
+        local: local.map(|layers| LocalAttention { window: 5, layers }),
+        ..usual
     }
+}
+
+/// Every family, and the parts that no family has by itself.
+fn shapes() -> Vec<ModelShape> {
+    let with = |family, change: fn(&mut ModelShape)| {
+        let mut shape = shape(family);
+        change(&mut shape);
+        shape
+    };
+    let mut shapes = Vec::from(Family::ALL.map(shape));
+    shapes.extend([
+        with(Family::Gpt1, |shape| {
+            shape.positions = Positions::Sinusoidal;
+        }),
+        with(Family::Opt, |shape| {
+            shape.embedding_width = 20;
+            shape.order = BlockOrder::PostNorm;
+        }),
+        with(Family::Falcon, |shape| shape.positions = Positions::Alibi),
+        with(Family::Falcon, |shape| {
+            shape.kv_heads = 2;
+            shape.order = BlockOrder::ParallelTwoNorms;
+        }),
+    ]);
+    shapes
 }
 
 /// Weights ten times larger than at the start, so that attention is far from uniform.
 fn models() -> Vec<Model> {
-    let make = |family| {
-        let model = Model::init(&shape(family), Head::Token, 7, Device::Cpu, Kind::Double);
+    let make = |shape| {
+        let model = Model::init(&shape, Head::Token, 7, Device::Cpu, Kind::Double);
         for (name, tensor) in model.params() {
             if !name.contains("norm") && !name.contains("ln_") {
                 let _ = tensor.shallow_clone().g_mul_scalar_(10.0);
@@ -37,7 +68,7 @@ fn models() -> Vec<Model> {
         }
         model
     };
-    vec![make(Family::Gpt2), make(Family::Llama)]
+    shapes().into_iter().map(make).collect()
 }
 
 /// Three rows of 9, 6 and 1 tokens.
@@ -318,7 +349,11 @@ fn initial_weights_depend_on_seed_and_name_alone() {
 
 #[test]
 fn a_reward_model_starts_from_a_copy_of_the_trunk() {
-    let policy = &models()[1];
+    let models = models();
+    let policy = models
+        .iter()
+        .find(|model| model.shape.family == Family::Llama)
+        .expect("every family is there");
     let mut reward = policy.to_scalar(3);
     assert_eq!(
         (reward.head, reward.params().contains_key("lm_head.weight")),

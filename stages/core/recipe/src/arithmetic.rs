@@ -5,7 +5,8 @@
 //! a simple model, stated at [`training_bytes`] and its neighbours: it names what is large.
 
 use crate::plan::{Dtype, Execution, OptimizerPlan};
-use crate::shape::{Family, ModelShape};
+use crate::shape::ModelShape;
+use crate::tensors::{Head, tensors};
 
 impl Dtype {
     /// Bytes of one number.
@@ -21,51 +22,25 @@ impl Dtype {
 impl ModelShape {
     /// Trainable numbers of the language model, tied embeddings counted once.
     pub fn num_parameters(&self) -> u64 {
-        let head = if self.tie_embeddings {
-            0
-        } else {
-            self.embedding_parameters()
-        };
-        self.trunk_parameters() + head
+        num_numbers(self, Head::Token)
     }
 
     /// Trainable numbers with a scalar head (no bias) in place of the output projection.
     pub fn num_parameters_scalar(&self) -> u64 {
-        self.trunk_parameters() + self.width as u64
+        num_numbers(self, Head::Scalar)
     }
 
     /// Numbers that take part in a matrix product for every token: blocks and output projection.
     pub fn num_matrix_parameters(&self) -> u64 {
-        self.layers as u64 * self.block_matrices() + self.embedding_parameters()
-    }
-
-    fn embedding_parameters(&self) -> u64 {
-        (self.vocab_size * self.width) as u64
-    }
-
-    fn block_matrices(&self) -> u64 {
         let attention = 2 * self.width * (self.heads + self.kv_heads) * self.head_dim;
-        let num_mlp_matrices = match self.family {
-            Family::Gpt2 => 2,
-            Family::Llama => 3,
+        let num_mlp_matrices = if self.gated { 3 } else { 2 };
+        let block = attention + num_mlp_matrices * self.width * self.mlp_width;
+        let project = if self.embedding_width == self.width {
+            0
+        } else {
+            2 * self.width * self.embedding_width
         };
-        (attention + num_mlp_matrices * self.width * self.mlp_width) as u64
-    }
-
-    fn trunk_parameters(&self) -> u64 {
-        let (width, layers) = (self.width as u64, self.layers as u64);
-        let (block_vectors, outside) = match self.family {
-            // Two norms with biases; biases of query, key, value, output and of the MLP's two.
-            Family::Gpt2 => {
-                let biases = (self.heads + 2 * self.kv_heads) * self.head_dim + self.mlp_width;
-                (
-                    4 * width + biases as u64 + 2 * width,
-                    self.max_positions as u64 * width + 2 * width,
-                )
-            }
-            Family::Llama => (2 * width, width),
-        };
-        self.embedding_parameters() + layers * (self.block_matrices() + block_vectors) + outside
+        (self.layers * block + project + self.vocab_size * self.embedding_width) as u64
     }
 
     /// Operations of a forward pass, per token of a sequence of `context`.
@@ -87,10 +62,7 @@ impl ModelShape {
     /// What a block keeps for its backward pass, numbers per token: the inputs and outputs of its two
     /// norms, query, key, value, attention's output, and the MLP's intermediate results.
     fn block_activations(&self) -> u64 {
-        let mlp = match self.family {
-            Family::Gpt2 => 2 * self.mlp_width,
-            Family::Llama => 4 * self.mlp_width,
-        };
+        let mlp = if self.gated { 4 } else { 2 } * self.mlp_width;
         (4 * self.width + 2 * (self.heads + self.kv_heads) * self.head_dim + mlp) as u64
     }
 
@@ -110,6 +82,14 @@ impl ModelShape {
     pub fn logit_bytes(&self, tokens: usize, dtype: Dtype) -> u64 {
         2 * (tokens * self.vocab_size) as u64 * dtype.bytes().max(4)
     }
+}
+
+fn num_numbers(shape: &ModelShape, head: Head) -> u64 {
+    let numbers = |dims: &[i64]| dims.iter().map(|n| *n as u64).product::<u64>();
+    tensors(shape, head)
+        .iter()
+        .map(|spec| numbers(&spec.dims))
+        .sum()
 }
 
 /// Weights alone.

@@ -126,10 +126,20 @@ pub enum ShapeError {
         found: String,
     },
     /// A family that this program does not know.
-    #[error("config.json: model_type: {found} is unknown\n  hint: known model types: gpt2, llama")]
+    #[error("config.json: model_type: {found} is unknown\n  hint: known model types: {known}")]
     Family {
         /// What it is.
         found: String,
+        /// The known ones.
+        known: String,
+    },
+    /// No family is stated.
+    #[error(
+        "config.json: model_type: missing\n  hint: the folder must hold a Hugging Face model of one of the types {known}"
+    )]
+    NoFamily {
+        /// The known ones.
+        known: String,
     },
     /// A feature that this program does not compute.
     #[error("config.json: {key}: {found} is not supported\n  hint: supported: {supported}")]

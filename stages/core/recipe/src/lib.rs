@@ -11,17 +11,19 @@
 //!
 //! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
 //! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`
-//! and `order` (the graph), `training`, `pretraining`, `data_stages` and `ppo` (one reader per kind),
-//! [`presets`], [`arithmetic`].
+//! and `order` (the graph), `training`, `model_table`, `pretraining`, `data_stages` and `ppo` (one reader per kind),
+//! [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`].
 
 pub mod arithmetic;
 mod artefacts;
+mod check;
 mod data_stages;
 pub mod defaults;
 mod error;
+pub mod families;
 mod graph;
-mod huggingface;
 mod load;
+mod model_table;
 mod nearest;
 pub mod numbers;
 mod order;
@@ -37,6 +39,7 @@ pub mod request;
 mod schema;
 pub mod shape;
 pub mod sizes;
+pub mod tensors;
 mod training;
 mod tree;
 

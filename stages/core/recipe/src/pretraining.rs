@@ -2,11 +2,11 @@
 
 use datasets::DatasetKind;
 
+use crate::model_table::fits;
 use crate::plan::{MixPlan, PtxPlan};
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
 use crate::shape::ModelShape;
-use crate::training::fits;
 
 pub(crate) fn ptx(
     reader: &Reader<'_>,

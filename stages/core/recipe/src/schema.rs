@@ -73,6 +73,8 @@ const PRETRAIN: &[&str] = &[
     "model.tie_embeddings",
     "model.norm_eps",
     "model.rope_theta",
+    "model.positions",
+    "model.window",
     "context",
 ];
 

@@ -2,7 +2,7 @@
 
 use datasets::DatasetKind;
 
-use crate::nearest;
+use crate::model_table::{base_shape, fits, model_shape};
 use crate::plan::{
     Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, RewardPlan, Schedule,
     SftPlan, TrainPlan,
@@ -10,8 +10,6 @@ use crate::plan::{
 use crate::pretraining::mix;
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
-use crate::shape::{Family, ModelShape};
-use crate::sizes;
 use crate::tree::Origin;
 
 pub(crate) const OVERLONG: &[(&str, Overlong)] = &[
@@ -31,8 +29,6 @@ const SCHEDULES: &[(&str, Schedule)] = &[
     ("linear", Schedule::Linear),
     ("cosine", Schedule::Cosine),
 ];
-
-pub(crate) const FAMILIES: &[(&str, Family)] = &[("gpt2", Family::Gpt2), ("llama", Family::Llama)];
 
 /// Sequences per forward pass where nothing says more: the largest divisor up to this.
 const USUAL_MICRO_BATCH: usize = 16;
@@ -59,170 +55,6 @@ pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<Pret
         context,
         train: train(reader)?,
     })
-}
-
-/// The shape of `model.size`, if it is written.
-fn base_shape(reader: &Reader<'_>) -> Outcome<Option<ModelShape>> {
-    let Some(size) = reader.text_opt("model.size")? else {
-        return Ok(None);
-    };
-    let Some(base) = sizes::named(&size) else {
-        let hint = nearest::hint(&size, &sizes::names(), "sizes");
-        return Err(reader.problem(
-            "model.size",
-            format!("there is no size called {size:?}"),
-            hint,
-        ));
-    };
-    if let Some(family) = reader.choice_opt("model.family", FAMILIES)?
-        && family != base.family
-    {
-        let message = format!("{size} is of family {:?}", base.family.model_type());
-        return Err(reader.problem(
-            "model.family",
-            message,
-            "leave family out: the size says it",
-        ));
-    }
-    Ok(Some(base))
-}
-
-fn model_shape(
-    reader: &Reader<'_>,
-    base: Option<&ModelShape>,
-    vocab_size: usize,
-    context: usize,
-) -> Outcome<ModelShape> {
-    let hint = || "write model = { family = \"llama\", layers = 4, width = 192, heads = 3 } or { size = \"gpt2-124m\" }";
-    let count = |key: &str, published: Option<usize>| match reader.count_opt(key, 1)?.or(published)
-    {
-        Some(count) => Ok(count),
-        None => Err(reader.missing(key, hint())),
-    };
-    let family = match base {
-        Some(base) => base.family,
-        None => reader
-            .choice_opt("model.family", FAMILIES)?
-            .ok_or_else(|| reader.missing("model.family", hint()))?,
-    };
-    let layers = count("model.layers", base.map(|base| base.layers))?;
-    let width = count("model.width", base.map(|base| base.width))?;
-    let heads = count("model.heads", base.map(|base| base.heads))?;
-    let kv_heads = count(
-        "model.kv_heads",
-        Some(base.map_or(heads, |base| base.kv_heads)),
-    )?;
-    let mlp_width = base.map_or_else(|| usual_mlp_width(family, width), |base| base.mlp_width);
-    let max_positions = base.map_or(context, |base| base.max_positions);
-    let theta = reader.number_opt("model.rope_theta", Range::POSITIVE)?;
-    let eps = reader.number_opt("model.norm_eps", Range::SHARE)?;
-    let tied = reader.flag_opt("model.tie_embeddings")?;
-    let shape = ModelShape {
-        family,
-        vocab_size: reader
-            .count_opt("model.vocab_size", 1)?
-            .unwrap_or(vocab_size),
-        max_positions: reader
-            .count_opt("model.max_positions", 1)?
-            .unwrap_or(max_positions),
-        layers,
-        width,
-        heads,
-        kv_heads,
-        head_dim: width / heads,
-        mlp_width: reader.count_opt("model.mlp_width", 1)?.unwrap_or(mlp_width),
-        norm_eps: eps.unwrap_or_else(|| base.map_or(1e-5, |base| base.norm_eps)),
-        rope_theta: theta
-            .unwrap_or_else(|| base.map_or(ModelShape::DEFAULT_ROPE_THETA, |base| base.rope_theta)),
-        tie_embeddings: tied
-            .unwrap_or_else(|| base.map_or(family == Family::Gpt2, |base| base.tie_embeddings)),
-    };
-    check_shape(reader, &shape, vocab_size)?;
-    Ok(shape)
-}
-
-/// GPT-2: four times the width. Llama: 8/3 of it, up to a multiple of 32 (Shazeer 2020: as many
-/// parameters in three matrices as GPT-2 has in two).
-fn usual_mlp_width(family: Family, width: usize) -> usize {
-    match family {
-        Family::Gpt2 => 4 * width,
-        Family::Llama => (8 * width).div_ceil(3).next_multiple_of(32),
-    }
-}
-
-/// The rules of [`ModelShape::check`], at the keys that break them.
-fn check_shape(reader: &Reader<'_>, shape: &ModelShape, vocab_size: usize) -> Outcome<()> {
-    let &ModelShape {
-        family,
-        width,
-        heads,
-        kv_heads,
-        head_dim,
-        ..
-    } = shape;
-    let wrong = |key: &str, message: String, hint: &str| Err(reader.problem(key, message, hint));
-    if !width.is_multiple_of(heads) {
-        let message = format!("must divide the width {width}, is {heads}");
-        return wrong("model.heads", message, "choose a divisor of the width");
-    }
-    if !heads.is_multiple_of(kv_heads) {
-        let message = format!("must divide the {heads} heads, is {kv_heads}");
-        return wrong("model.kv_heads", message, "choose a divisor of heads");
-    }
-    if shape.vocab_size < vocab_size {
-        let message = format!(
-            "must be at least the tokenizer's {vocab_size}, is {}",
-            shape.vocab_size
-        );
-        return wrong(
-            "model.vocab_size",
-            message,
-            "leave it out: the tokenizer says it",
-        );
-    }
-    match family {
-        Family::Llama if !head_dim.is_multiple_of(2) => {
-            let message =
-                format!("must leave an even width to each head, {width} / {heads} is {head_dim}");
-            wrong(
-                "model.heads",
-                message,
-                "rotary positions turn pairs of numbers",
-            )
-        }
-        Family::Gpt2 if kv_heads != heads => {
-            let message = format!("must be the {heads} heads in family \"gpt2\", is {kv_heads}");
-            wrong(
-                "model.kv_heads",
-                message,
-                "take family \"llama\" for grouped-query attention",
-            )
-        }
-        Family::Gpt2 => reader.refuse(
-            "model.rope_theta",
-            "has no meaning in family \"gpt2\", whose positions are learned",
-            "leave it out, or take family \"llama\"",
-        ),
-        Family::Llama => Ok(()),
-    }
-}
-
-/// Checks that sequences of `tokens` fit a model.
-pub(crate) fn fits(
-    reader: &Reader<'_>,
-    key: &str,
-    tokens: usize,
-    shape: &ModelShape,
-) -> Outcome<()> {
-    if tokens <= shape.max_positions {
-        return Ok(());
-    }
-    let message = format!(
-        "must be at most the model's max_positions {}, is {tokens}",
-        shape.max_positions
-    );
-    let hint = "shorten it, or give the model more max_positions when it is pretrained";
-    Err(reader.problem(key, message, hint))
 }
 
 pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<SftPlan> {

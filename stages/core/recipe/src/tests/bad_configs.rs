@@ -227,7 +227,7 @@ fn numbers_that_do_not_fit_together() {
         (
             "heads = 4",
             "heads = 64",
-            "pipeline.toml:29:61: stages.pretrain.model.heads: must leave an even width to each head, 64 / 64 is 1\n  hint: rotary positions turn pairs of numbers",
+            "pipeline.toml:29:61: stages.pretrain.model.heads: must leave an even number of a head's 1 numbers to be turned, 64 leaves 1\n  hint: rotary positions turn pairs of numbers",
         ),
         (
             "heads = 4",
@@ -237,12 +237,12 @@ fn numbers_that_do_not_fit_together() {
         (
             "model = { family = \"llama\"",
             "model = { family = \"gpt2\", rope_theta = 10",
-            "pipeline.toml:29:41: stages.pretrain.model.rope_theta: has no meaning in family \"gpt2\", whose positions are learned\n  hint: leave it out, or take family \"llama\"",
+            "pipeline.toml:29:41: stages.pretrain.model.rope_theta: has no meaning in this model of family \"gpt2\", whose positions are learned\n  hint: leave it out, or take a family with rotary positions, like \"llama\"",
         ),
         (
             "model = { family = \"llama\", layers = 2, width = 64, heads = 4 }",
             "model = { size = \"gpt2-125m\" }",
-            "pipeline.toml:29:18: stages.pretrain.model.size: there is no size called \"gpt2-125m\"\n  hint: did you mean `gpt2-124m`? known sizes: gpt2-tiny, gpt2-82m, gpt2-124m, gpt2-355m, gpt2-774m, gpt2-1.5b, gpt3-1.3b, gpt3-6.7b, llama-tiny, llama-1.1b, llama-7b, llama-13b, llama-33b, llama-65b, llama2-7b, llama2-13b, llama2-70b, llama3-8b",
+            "pipeline.toml:29:18: stages.pretrain.model.size: there is no size called \"gpt2-125m\"\n  hint: did you mean `gpt2-124m`? `rlhf model sizes` lists all",
         ),
     ]);
 }

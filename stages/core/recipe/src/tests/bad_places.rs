@@ -91,8 +91,8 @@ fn model_folders() {
     );
     folder(
         &project,
-        "biased",
-        &config("LlamaForCausalLM", ", \"attention_bias\": true"),
+        "packed",
+        &config("LlamaForCausalLM", ", \"quantization_config\": 4"),
     );
     project.write("bare/config.json", &config("LlamaForCausalLM", ""));
     project.write("broken/config.json", "{");
@@ -103,8 +103,8 @@ fn model_folders() {
             "DIR/broken/config.json: not valid JSON: EOF while parsing an object at line 1 column 1",
         ),
         (
-            "biased",
-            "DIR/biased: config.json: attention_bias: true is not supported\n  hint: supported: false",
+            "packed",
+            "DIR/packed: config.json: quantization_config: 4 is not supported\n  hint: supported: none",
         ),
         (
             "judge",

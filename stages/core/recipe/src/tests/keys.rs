@@ -51,6 +51,8 @@ const VALUES: &[Row] = &[
     ("model.mlp_width", "99", &[]),
     ("model.norm_eps", "1e-3", &[]),
     ("model.rope_theta", "99", &[]),
+    ("model.positions", "sinusoidal", &[("model.family", "gpt2")]),
+    ("model.window", "8", &[("model.family", "mistral")]),
     ("model.size", "llama-tiny", &[]),
     ("model.tie_embeddings", "true", &[]),
     ("model.vocab_size", "999", &[]),

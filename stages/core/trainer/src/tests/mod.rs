@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use datasets::Tokenizer;
 use model::{Head, Input, Model, RecordOptions};
+use recipe::families::Sizes;
 use recipe::plan::{OptimizerPlan, Schedule};
 use recipe::shape::{Family, ModelShape};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -34,18 +35,16 @@ fn plan() -> OptimizerPlan {
 
 fn shape() -> ModelShape {
     ModelShape {
-        family: Family::Llama,
-        vocab_size: VOCAB,
-        max_positions: 16,
-        layers: 2,
-        width: 16,
-        heads: 2,
         kv_heads: 1,
-        head_dim: 8,
         mlp_width: 32,
-        norm_eps: 1e-5,
-        rope_theta: 10_000.0,
         tie_embeddings: true,
+        ..Family::Llama.shape(&Sizes {
+            vocab_size: VOCAB,
+            max_positions: 16,
+            layers: 2,
+            width: 16,
+            heads: 2,
+        })
     }
 }
 

@@ -1,0 +1,111 @@
+//! `rlhf model`: what is known of models without opening one.
+
+use recipe::sizes;
+
+use super::print;
+
+/// Lists the named sizes.
+pub fn list_sizes() {
+    // A reader that has seen enough (`| head`) is no failure.
+    let _ = print(table().trim_end());
+}
+
+/// A row for each named size; parameters are those of the language model, tied embeddings counted once.
+fn table() -> String {
+    let header = [
+        "size",
+        "family",
+        "parameters",
+        "layers",
+        "width",
+        "heads",
+        "kv heads",
+        "MLP",
+        "context",
+        "vocabulary",
+    ];
+    let mut rows = vec![header.map(str::to_owned)];
+    for name in sizes::names() {
+        let Some(shape) = sizes::named(name) else {
+            unreachable!("every name has its size")
+        };
+        rows.push([
+            name.to_owned(),
+            shape.family.model_type().to_owned(),
+            grouped(shape.num_parameters()),
+            shape.layers.to_string(),
+            shape.width.to_string(),
+            shape.heads.to_string(),
+            shape.kv_heads.to_string(),
+            shape.mlp_width.to_string(),
+            shape.max_positions.to_string(),
+            shape.vocab_size.to_string(),
+        ]);
+    }
+    aligned(&rows)
+}
+
+/// Columns as wide as their widest cell: words to the left, numbers to the right.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let line = |row: &[String; N]| {
+        let cell = |column: usize| match column {
+            0 | 1 => format!("{:<1$}", row[column], widths[column]),
+            _ => format!("{:>1$}", row[column], widths[column]),
+        };
+        (0..N).map(cell).collect::<Vec<_>>().join("  ") + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+/// `1234567` as `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_has_a_row_with_its_parameters() {
+        let table = table();
+        assert_eq!(table.lines().count(), sizes::names().len() + 1);
+        let row = table.lines().find(|line| line.starts_with("gpt2-124m "));
+        let cells: Vec<&str> = row.unwrap_or_default().split_whitespace().collect();
+        let expected = [
+            "gpt2-124m",
+            "gpt2",
+            "124,439,808",
+            "12",
+            "768",
+            "12",
+            "12",
+            "3072",
+            "1024",
+            "50257",
+        ];
+        assert_eq!(cells, expected);
+    }
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        for (number, text) in [
+            (7, "7"),
+            (999, "999"),
+            (1000, "1,000"),
+            (12_345_678, "12,345,678"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! How a model knows the order of its tokens: rotary and sinusoidal positions.
+//!
+//! Shape suffixes: b rows, t positions, h heads, e width of a head, f frequencies, d width.
+
+use std::f64::consts::PI;
+
+use recipe::shape::{RopeScaling, Rotary, Yarn};
+use tch::{Device, Kind, Tensor};
+
+/// Rotary position embedding (Su et al. 2021): `x cos + rotate(x) sin` of the first numbers of a head,
+/// where `rotate` turns pairs of numbers a half apart (Llama), or of neighbours (GLM).
+#[derive(Debug)]
+pub(crate) struct Turn {
+    cos_b1te: Tensor,
+    sin_b1te: Tensor,
+    interleaved: bool,
+}
+
+impl Turn {
+    /// Tables for the given positions, computed in f32 (f64 for f64 models), as transformers does.
+    pub(crate) fn new(rotary: &Rotary, positions_bt: &Tensor, kind: Kind) -> Self {
+        let precise = if kind == Kind::Double {
+            Kind::Double
+        } else {
+            Kind::Float
+        };
+        let frequencies_f = frequencies(rotary, positions_bt.device(), precise);
+        let angles_btf = positions_bt.to_kind(precise).unsqueeze(-1) * frequencies_f;
+        let angles_bte = if rotary.interleaved {
+            angles_btf.repeat_interleave_self_int(2, -1, None)
+        } else {
+            Tensor::cat(&[&angles_btf, &angles_btf], -1)
+        };
+        let angles_b1te = angles_bte.unsqueeze(1);
+        let table = |x_b1te: Tensor| match rotary.scaling {
+            RopeScaling::Yarn(yarn) => (x_b1te * yarn.attention_factor).to_kind(kind),
+            _ => x_b1te.to_kind(kind),
+        };
+        Self {
+            cos_b1te: table(angles_b1te.cos()),
+            sin_b1te: table(angles_b1te.sin()),
+            interleaved: rotary.interleaved,
+        }
+    }
+
+    pub(crate) fn turn(&self, x_bhte: &Tensor) -> Tensor {
+        let (width, turned) = (last(x_bhte), last(&self.cos_b1te));
+        if turned == width {
+            return self.turn_whole(x_bhte);
+        }
+        let head = self.turn_whole(&x_bhte.narrow(-1, 0, turned));
+        Tensor::cat(&[&head, &x_bhte.narrow(-1, turned, width - turned)], -1)
+    }
+
+    fn turn_whole(&self, x_bhte: &Tensor) -> Tensor {
+        let rotated = if self.interleaved {
+            let even = x_bhte.slice(-1, 0, None, 2);
+            let odd = x_bhte.slice(-1, 1, None, 2);
+            Tensor::stack(&[&-odd, &even], -1).flatten(-2, -1)
+        } else {
+            let halves = x_bhte.chunk(2, -1);
+            Tensor::cat(&[&-&halves[1], &halves[0]], -1)
+        };
+        x_bhte * &self.cos_b1te + rotated * &self.sin_b1te
+    }
+}
+
+fn last(tensor: &Tensor) -> i64 {
+    tensor.size().last().copied().unwrap_or_default()
+}
+
+/// Radians per position of each turned pair, `[f]`: `theta^(-2i/width)`, stretched as the model says.
+fn frequencies(rotary: &Rotary, device: Device, kind: Kind) -> Tensor {
+    let width = rotary.width as i64;
+    let exponents_f = Tensor::arange_start_step(0, width, 2, (Kind::Int64, device));
+    let exponents_f = exponents_f.to_kind(kind) / width as f64;
+    let theta = Tensor::from(rotary.theta).to_kind(kind).to_device(device);
+    let plain_f = theta.pow(&exponents_f).reciprocal();
+    match rotary.scaling {
+        RopeScaling::None => plain_f,
+        RopeScaling::Linear { factor } => plain_f / factor,
+        RopeScaling::Llama3 {
+            factor,
+            low_frequency,
+            high_frequency,
+            original,
+        } => {
+            // Turns within the original context: few are divided, many are kept.
+            let turns_f = &plain_f * (original as f64 / (2.0 * PI));
+            let kept_f =
+                ((turns_f - low_frequency) / (high_frequency - low_frequency)).clamp(0.0, 1.0);
+            blend(&plain_f, factor, &kept_f)
+        }
+        RopeScaling::Yarn(yarn) => {
+            let (low, high) = yarn_range(rotary, &yarn);
+            let pairs_f = Tensor::arange(width / 2, (kind, device));
+            let divided_f = ((pairs_f - low) / (high - low)).clamp(0.0, 1.0);
+            blend(&plain_f, yarn.factor, &(1.0 - divided_f))
+        }
+    }
+}
+
+/// `kept` of each plain frequency, and the rest of it divided by `factor`.
+fn blend(plain_f: &Tensor, factor: f64, kept_f: &Tensor) -> Tensor {
+    plain_f / factor * (1.0 - kept_f) + plain_f * kept_f
+}
+
+/// The pairs between which `YaRN`'s ramp lies: those that turn `beta_fast` and `beta_slow` times within the
+/// original context.
+fn yarn_range(rotary: &Rotary, yarn: &Yarn) -> (f64, f64) {
+    let width = rotary.width as f64;
+    let pair = |turns: f64| {
+        width * (yarn.original as f64 / (turns * 2.0 * PI)).ln() / (2.0 * rotary.theta.ln())
+    };
+    let (mut low, mut high) = (pair(yarn.beta_fast), pair(yarn.beta_slow));
+    if yarn.truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, high) = (low.max(0.0), high.min(width - 1.0));
+    (
+        low,
+        if high - low == 0.0 {
+            high + 0.001
+        } else {
+            high
+        },
+    )
+}
+
+/// Sinusoidal positions (Vaswani et al. 2017, section 3.5), `[t, d]` in f64 on the CPU:
+/// `sin(t / 10000^(2i/d))` in column `2i`, and its cosine in the next.
+pub(crate) fn sinusoidal(positions: usize, width: usize) -> Tensor {
+    let options = (Kind::Double, Device::Cpu);
+    let columns_d = Tensor::arange(width as i64, options);
+    let exponents_d = columns_d.divide_scalar_mode(2.0, "floor") * (2.0 / width as f64);
+    let frequencies_d = (exponents_d * -10_000f64.ln()).exp();
+    let angles_td = Tensor::arange(positions as i64, options).unsqueeze(1) * frequencies_d;
+    let odd_d = columns_d.remainder(2.0).eq(1.0);
+    angles_td.cos().where_self(&odd_d, &angles_td.sin())
+}

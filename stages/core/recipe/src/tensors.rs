@@ -1,0 +1,171 @@
+//! Every tensor of a model: its Hugging Face name, shape and initial distribution.
+
+use crate::families::{MlpNames, QkvNames};
+use crate::shape::{BlockOrder, ModelShape, NormKind, Positions};
+
+/// What a model computes from its hidden states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// Logits over the vocabulary (`…ForCausalLM`, `GPT2LMHeadModel`).
+    Token,
+    /// One number a position (`…ForSequenceClassification` with one label).
+    Scalar,
+}
+
+/// How a tensor starts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// All zeros.
+    Zeros,
+    /// All ones.
+    Ones,
+}
+
+/// One tensor of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorSpec {
+    /// Hugging Face's name.
+    pub name: String,
+    /// Its shape. Matrices are `[out, in]`, except where the family's are `[in, out]` (`Conv1D`).
+    pub dims: Vec<i64>,
+    /// How it starts.
+    pub init: Init,
+}
+
+/// The scalar head's name, in every family.
+pub const SCALAR_HEAD: &str = "score.weight";
+
+/// Standard deviation of matrices at the start (Radford et al. 2019).
+const STD: f64 = 0.02;
+
+/// All tensors of a model. A tied output projection is not among them, nor are sinusoidal positions.
+///
+/// Matrices start at N(0, 0.02²), those that write into the residual stream at 0.02/sqrt(2 layers)
+/// (Radford et al. 2019, section 2.3), the scalar head at N(0, 1/(width+1)) (Stiennon et al. 2020).
+pub fn tensors(shape: &ModelShape, head: Head) -> Vec<TensorSpec> {
+    let names = shape.names();
+    let (vocab, narrow) = (shape.vocab_size, shape.embedding_width);
+    let mut list = Specs {
+        shape,
+        list: Vec::new(),
+    };
+    list.table(names.embedding, vocab);
+    if let Positions::Learned { unused } = shape.positions {
+        list.push(
+            names.positions,
+            "weight",
+            &[shape.max_positions + unused, shape.width],
+            Init::Normal(STD),
+        );
+    }
+    if narrow != shape.width {
+        let [into, out] = names.project;
+        list.push(into, "weight", &[shape.width, narrow], Init::Normal(STD));
+        list.push(out, "weight", &[narrow, shape.width], Init::Normal(STD));
+    }
+    for layer in 0..shape.layers {
+        list.block(&format!("{}.{layer}", names.block));
+    }
+    if shape.final_norm() {
+        list.norm(names.final_norm, shape.width);
+    }
+    match head {
+        Head::Scalar => {
+            let std = 1.0 / (narrow as f64 + 1.0).sqrt();
+            list.push("score", "weight", &[1, narrow], Init::Normal(std));
+        }
+        Head::Token if !shape.tie_embeddings => list.table(names.head, vocab),
+        Head::Token => {}
+    }
+    list.list
+}
+
+struct Specs<'a> {
+    shape: &'a ModelShape,
+    list: Vec<TensorSpec>,
+}
+
+impl Specs<'_> {
+    fn push(&mut self, name: &str, part: &str, dims: &[usize], init: Init) {
+        self.list.push(TensorSpec {
+            name: format!("{name}.{part}"),
+            dims: dims.iter().map(|n| *n as i64).collect(),
+            init,
+        });
+    }
+
+    /// A row for each token.
+    fn table(&mut self, name: &str, rows: usize) {
+        self.push(
+            name,
+            "weight",
+            &[rows, self.shape.embedding_width],
+            Init::Normal(STD),
+        );
+    }
+
+    fn norm(&mut self, name: &str, width: usize) {
+        self.push(name, "weight", &[width], Init::Ones);
+        if self.shape.norm == NormKind::Layer {
+            self.push(name, "bias", &[width], Init::Zeros);
+        }
+    }
+
+    fn linear(&mut self, name: &str, [inputs, outputs]: [usize; 2], bias: bool, std: f64) {
+        let dims = if self.shape.names().in_out {
+            [inputs, outputs]
+        } else {
+            [outputs, inputs]
+        };
+        self.push(name, "weight", &dims, Init::Normal(std));
+        if bias {
+            self.push(name, "bias", &[outputs], Init::Zeros);
+        }
+    }
+
+    fn block(&mut self, block: &str) {
+        let shape = self.shape;
+        let names = shape.names();
+        let name = |part: &str| format!("{block}.{part}");
+        let (width, mlp) = (shape.width, shape.mlp_width);
+        let residual_std = STD / (2.0 * shape.layers as f64).sqrt();
+        let [queries, keys] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.head_dim);
+        let biases = shape.biases;
+        self.norm(&name(names.norms[0]), width);
+        match names.qkv {
+            QkvNames::Split(parts) => {
+                for (part, outputs) in parts.iter().zip([queries, keys, keys]) {
+                    self.linear(&name(part), [width, outputs], biases.qkv, STD);
+                }
+            }
+            QkvNames::Thirds(part) | QkvNames::Groups(part) => {
+                self.linear(&name(part), [width, queries + 2 * keys], biases.qkv, STD);
+            }
+        }
+        if shape.qk_norm {
+            for part in names.qk_norms {
+                self.norm(&name(part), shape.head_dim);
+            }
+        }
+        self.linear(
+            &name(names.output),
+            [queries, width],
+            biases.output,
+            residual_std,
+        );
+        if shape.order != BlockOrder::ParallelOneNorm {
+            self.norm(&name(names.norms[1]), width);
+        }
+        let (into, down) = match names.mlp {
+            MlpNames::Plain([up, down]) => (vec![(up, mlp)], down),
+            MlpNames::Gated([gate, up, down]) => (vec![(gate, mlp), (up, mlp)], down),
+            MlpNames::FusedGate([both, down]) => (vec![(both, 2 * mlp)], down),
+        };
+        for (part, outputs) in into {
+            self.linear(&name(part), [width, outputs], biases.mlp, STD);
+        }
+        self.linear(&name(down), [mlp, width], biases.mlp, residual_std);
+    }
+}
