@@ -15,7 +15,7 @@ CARGO  := cargo
 # $(call need,PROGRAM,HOW TO GET IT)
 need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it with: $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test check pretrain sft reward ppo inspect plan dist gpu-check clean
+.PHONY: help setup build demo test check pretrain sft reward ppo inspect plan parity dist gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,10 @@ check: setup ## formatting, lints, docs, then all tests: what CI runs
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@$(MAKE) --no-print-directory test
+
+parity: build ## every family against transformers, live, in an environment of its own (.parity)
+	@[ -e .parity/.ready ] || { $(PYTHON) -m venv .parity && .parity/bin/pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt && touch .parity/.ready; }
+	.parity/bin/python tests/parity/parity.py $(FAMILIES)
 
 # What the demo's config reads, where it is the one that is run.
 config_data = $(if $(filter experiments/demo/%,$(CONFIG)),experiments/demo/data/dataset.json)

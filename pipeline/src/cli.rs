@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use recipe::plan::Dtype;
+use clap::{Args, Parser, Subcommand};
 use recipe::request::{Compute, Sampling};
 
 use crate::inspect::InspectArgs;
+use crate::values::{
+    Device, DtypeArg, above_zero, at_least_one, byte_size, parse_override, probability,
+};
 
 /// Trains language models from human feedback: a base model, supervised fine-tuning, a reward model,
 /// and PPO.
@@ -80,7 +82,7 @@ Example:
 
 Also writes eval.json into the PPO stage's folder; `rlhf inspect` shows it.")]
     Eval(EvalArgs),
-    /// What is known of models.
+    /// The named sizes; model folders written again.
     #[command(after_help = "\
 Example:
   rlhf model sizes")]
@@ -113,6 +115,28 @@ pub enum ModelCommand {
 Example:
   rlhf model sizes | grep pythia")]
     Sizes,
+    /// Read a model folder and write it again: in another type, or in files of another size.
+    #[command(after_help = "\
+Example:
+  rlhf model convert --model runs/demo/ppo/final --out demo-bf16 --dtype bf16 --shard-size 2GB")]
+    Convert(ConvertArgs),
+}
+
+/// `rlhf model convert`.
+#[derive(Debug, Clone, Args)]
+pub struct ConvertArgs {
+    /// A language model's or reward model's folder (Hugging Face format).
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// The folder to make.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Type of the weights; as they are stored where it is not given.
+    #[arg(long, value_enum)]
+    pub dtype: Option<DtypeArg>,
+    /// Size of a file of weights at most, in bytes, KB, MB or GB.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = byte_size)]
+    pub shard_size: u64,
 }
 
 /// A pipeline's file and what is said over it.
@@ -307,86 +331,12 @@ pub struct ComputeArgs {
 impl ComputeArgs {
     /// As the worker reads it.
     pub fn resolve(&self) -> Compute {
-        let dtype = match self.dtype {
-            DtypeArg::F32 => Dtype::F32,
-            DtypeArg::Bf16 => Dtype::Bf16,
-            DtypeArg::F64 => Dtype::F64,
-        };
+        let dtype = self.dtype.resolve();
         Compute {
             device: self.device.as_str().to_owned(),
             dtype,
             batch: self.batch,
         }
-    }
-}
-
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum Device {
-    /// The first GPU where there is one, else the CPU; a GPU that cannot be used is an error.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first GPU, or an error.
-    Cuda,
-}
-
-impl Device {
-    /// The word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Cpu => "cpu",
-            Self::Cuda => "cuda",
-        }
-    }
-}
-
-/// Type of weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum DtypeArg {
-    /// 32-bit floats.
-    #[default]
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 64-bit floats.
-    F64,
-}
-
-fn parse_override(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((key, value)) if !key.trim().is_empty() => {
-            Ok((key.trim().to_owned(), value.trim().to_owned()))
-        }
-        _ => Err("expected KEY=VALUE, as in stages.sft.batch=32".into()),
-    }
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("must be 1 or more".into()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-fn above_zero(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
-    if number > 0.0 && number.is_finite() {
-        Ok(number)
-    } else {
-        Err("must be above 0 (for the likeliest token always: --greedy)".into())
-    }
-}
-
-fn probability(text: &str) -> Result<f64, String> {
-    let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
-    if number > 0.0 && number <= 1.0 {
-        Ok(number)
-    } else {
-        Err("must be in (0, 1]".into())
     }
 }
 

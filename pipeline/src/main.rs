@@ -24,6 +24,7 @@ mod graph;
 mod inspect;
 mod libtorch;
 mod progress;
+mod values;
 mod worker;
 
 use std::process::ExitCode;
@@ -48,12 +49,13 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Generate(args) => commands::generate::run(args),
         Command::Score(args) => commands::score::run(args),
         Command::Chat(args) => commands::chat::run(args),
-        Command::Model {
-            command: ModelCommand::Sizes,
-        } => {
-            commands::model::list_sizes();
-            Ok(())
-        }
+        Command::Model { command } => match command {
+            ModelCommand::Sizes => {
+                commands::model::list_sizes();
+                Ok(())
+            }
+            ModelCommand::Convert(args) => commands::model::convert(args),
+        },
         Command::Eval(args) => commands::eval::run(args),
         Command::GpuCheck(args) => commands::gpu_check::run(args),
         Command::Doctor => commands::doctor::run(),

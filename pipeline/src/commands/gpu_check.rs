@@ -14,9 +14,10 @@ use runtime::metrics::read_metrics;
 use runtime::run_folder::PLAN;
 
 use super::{find_libtorch, last_line, print};
-use crate::cli::{ConfigArgs, Device, GpuCheckArgs, RunArgs};
+use crate::cli::{ConfigArgs, GpuCheckArgs, RunArgs};
 use crate::failure::{Failure, Outcome};
 use crate::inspect::read_plan;
+use crate::values::Device;
 use crate::worker::Worker;
 
 /// Largest relative difference between CUDA and CPU, f32.

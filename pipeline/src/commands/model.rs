@@ -1,13 +1,39 @@
-//! `rlhf model`: what is known of models without opening one.
+//! `rlhf model`: the named sizes; folders written again.
 
+use anyhow::anyhow;
+use recipe::request::ConvertRequest;
 use recipe::sizes;
 
-use super::print;
+use super::{check_model, print, relay};
+use crate::cli::ConvertArgs;
+use crate::failure::{Failure, Outcome};
+use crate::values::DtypeArg;
 
 /// Lists the named sizes.
 pub fn list_sizes() {
     // A reader that has seen enough (`| head`) is no failure.
     let _ = print(table().trim_end());
+}
+
+/// Checks the arguments of `rlhf model convert` and puts the request to the worker.
+///
+/// # Errors
+/// A model that is not there, a folder that is, no libtorch, or what the worker says.
+pub fn convert(args: &ConvertArgs) -> Outcome {
+    check_model(&args.model)?;
+    if args.out.exists() {
+        return Err(Failure::Usage(anyhow!(
+            "--out {} is there already\n  hint: give the name of a new folder",
+            args.out.display()
+        )));
+    }
+    let request = ConvertRequest {
+        model: args.model.clone(),
+        out: args.out.clone(),
+        dtype: args.dtype.map(DtypeArg::resolve),
+        shard_bytes: args.shard_size,
+    };
+    relay("convert", &request)
 }
 
 /// A row for each named size; parameters are those of the language model, tied embeddings counted once.

@@ -302,7 +302,7 @@ fn continuation(args: &RunArgs) -> String {
     if let Some(dir) = &args.run_dir {
         let _ = write!(command, " --run-dir {}", dir.display());
     }
-    if args.device != crate::cli::Device::default() {
+    if args.device != crate::values::Device::default() {
         let _ = write!(command, " --device {}", args.device.as_str());
     }
     command

@@ -12,6 +12,7 @@
 mod chat;
 mod compute;
 mod control;
+mod convert;
 mod evaluate;
 mod generate;
 mod gpu_check;
@@ -50,6 +51,8 @@ enum Command {
     Generate { request: String },
     /// Log-probabilities or rewards.
     Score { request: String },
+    /// Write a model again, in another type or other files.
+    Convert { request: String },
     /// Answer the lines that arrive on standard input.
     Chat { request: String },
     /// Compare a pipeline's checkpoints on held-out prompts.
@@ -85,6 +88,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         } => return stage::run(run_dir, stage, device),
         Command::Generate { request } => generate::run(&parse(request)?)?,
         Command::Score { request } => score::run(&parse(request)?)?,
+        Command::Convert { request } => convert::run(&parse(request)?)?,
         Command::Chat { request } => chat::run(&parse(request)?, &lines)?,
         Command::Eval { request } => evaluate::run(&parse(request)?)?,
         Command::Probe => probe::run()?,

@@ -41,18 +41,23 @@ impl Checkpoint {
 }
 
 /// Writes model and tokenizer into an existing folder, unsealed: what a snapshot adds its training
-/// state to.
+/// state to. Weights of more than `shard_bytes` go into several files.
 ///
 /// # Errors
 /// When the tokenizer does not fit the model, the disk is full, or writing fails.
-pub fn write_folder(dir: &Path, model: &Model, tokenizer: &Tokenizer) -> Result<(), ModelError> {
+pub fn write_folder(
+    dir: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    shard_bytes: u64,
+) -> Result<(), ModelError> {
     check_vocabulary(dir, model, tokenizer)?;
     let ids = SpecialIds {
         bos: tokenizer.bos_id(),
         eos: tokenizer.eos_id(),
         pad: tokenizer.pad_id(),
     };
-    model.save_with(dir, Some(ids))?;
+    model.save_with(dir, Some(ids), shard_bytes)?;
     tokenizer.save(dir).map_err(|error| ModelError::Tokenizer {
         path: dir.into(),
         source: error.into(),

@@ -10,7 +10,7 @@
 //! converter exists.
 //!
 //! Reading order: `block`, `attention` and `positions` (the arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `cache` (decoding), `losses`,
-//! then `weights`, `folder` and `checkpoint` (files).
+//! then `weights`, `read`, `folder` and `checkpoint` (files).
 
 mod attention;
 mod block;
@@ -21,6 +21,7 @@ mod folder;
 mod input;
 pub mod losses;
 mod positions;
+mod read;
 mod tape;
 mod transformer;
 pub mod weights;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::files;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
@@ -76,6 +77,15 @@ impl Reader {
             .collect()
     }
 
+    /// The type that most of the file's bytes are of, where it is one of floats.
+    pub fn kind(&self) -> Option<Kind> {
+        let tensors = self.metadata.tensors();
+        let largest = tensors
+            .values()
+            .max_by_key(|info| info.data_offsets.1 - info.data_offsets.0)?;
+        kind_of(largest.dtype).filter(|kind| is_float(*kind))
+    }
+
     /// One tensor, on the CPU, in the type it is stored in.
     ///
     /// # Errors
@@ -121,6 +131,50 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, ModelError> {
     names
         .map(|name| reader.read(&name).map(|tensor| (name, tensor)))
         .collect()
+}
+
+/// Bytes of a file of weights at most, where nothing says otherwise (transformers' usual bound).
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// The name of weights in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The name of the list of files where there are several.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// Writes a model's tensors into an existing folder: as [`WEIGHTS`], or in files of at most `shard_bytes`
+/// (a larger tensor stands alone) with their [`INDEX`].
+///
+/// # Errors
+/// As [`write`].
+pub fn write_shards(
+    dir: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    shard_bytes: u64,
+) -> Result<(), ModelError> {
+    let mut shards: Vec<BTreeMap<String, Tensor>> = vec![BTreeMap::new()];
+    let (mut filled, mut total) = (0, 0);
+    for (name, tensor) in tensors {
+        let bytes = num_bytes(tensor) as u64;
+        if filled > 0 && filled + bytes > shard_bytes {
+            shards.push(BTreeMap::new());
+            filled = 0;
+        }
+        (filled, total) = (filled + bytes, total + bytes);
+        if let Some(shard) = shards.last_mut() {
+            shard.insert(name.clone(), tensor.shallow_clone());
+        }
+    }
+    if let [single] = &shards[..] {
+        return write(&dir.join(WEIGHTS), single);
+    }
+    let mut weight_map = BTreeMap::new();
+    for (index, shard) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
+        write(&dir.join(&file), shard)?;
+        weight_map.extend(shard.keys().map(|name| (name, file.clone())));
+    }
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    Ok(files::write_json(&dir.join(INDEX), &index)?)
 }
 
 /// Writes a file whole: tensors in the order of their element sizes (largest first, which keeps them
@@ -195,6 +249,14 @@ const KINDS: [(Dtype, Kind); 9] = [
     (Dtype::U8, Kind::Uint8),
     (Dtype::BOOL, Kind::Bool),
 ];
+
+/// Whether weights can be of this type.
+pub(crate) fn is_float(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16
+    )
+}
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
     KINDS

@@ -1,9 +1,11 @@
 //! Model folders: bit-exact round trips, and every malformed file refused with its name.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use datasets::tokenizer::Tokenizer;
-use model::{Checkpoint, Head, Model, weights, write_folder};
+use model::weights::{self, SHARD_BYTES};
+use model::{Checkpoint, Head, Model, write_folder};
 use recipe::families::Sizes;
 use recipe::shape::{Family, ModelShape};
 use runtime::manifest::Manifest;
@@ -12,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 fn shape(family: Family) -> ModelShape {
     ModelShape {
         kv_heads: if family == Family::Llama { 1 } else { 2 },
-        mlp_width: 12,
+        mlp_width: 32,
         ..family.shape(&Sizes {
             vocab_size: 300,
             max_positions: 16,
@@ -36,7 +38,7 @@ fn error(dir: &Path) -> String {
 
 #[test]
 fn folders_come_back_bit_for_bit() {
-    for family in [Family::Gpt2, Family::Llama] {
+    for family in Family::ALL {
         for head in [Head::Token, Head::Scalar] {
             for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
                 let mut original = model(family, head, kind);
@@ -125,7 +127,7 @@ fn wrong_tensors_are_named() {
 
     let text = refuse(&|t| drop(t.remove(name)));
     assert!(
-        text.contains(name) && text.contains("[12, 8]") && text.contains("missing"),
+        text.contains(name) && text.contains("[32, 8]") && text.contains("missing"),
         "{text}"
     );
     let text = refuse(&|t| drop(t.insert("extra.weight".into(), zeros(&[2], Kind::Float))));
@@ -133,12 +135,12 @@ fn wrong_tensors_are_named() {
         text.contains("extra.weight") && text.contains("does not belong"),
         "{text}"
     );
-    let text = refuse(&|t| drop(t.insert(name.into(), zeros(&[8, 12], Kind::Float))));
+    let text = refuse(&|t| drop(t.insert(name.into(), zeros(&[8, 32], Kind::Float))));
     assert!(
-        text.contains(name) && text.contains("[8, 12], expected [12, 8]"),
+        text.contains(name) && text.contains("[8, 32], expected [32, 8]"),
         "{text}"
     );
-    let text = refuse(&|t| drop(t.insert(name.into(), zeros(&[12, 8], Kind::Int64))));
+    let text = refuse(&|t| drop(t.insert(name.into(), zeros(&[32, 8], Kind::Int64))));
     assert!(text.contains(name) && text.contains("dtype"), "{text}");
 }
 
@@ -225,7 +227,7 @@ fn checkpoints_are_sealed_and_a_flipped_byte_is_found() {
     let original = model(Family::Llama, Head::Token, Kind::Float);
     let manifest = Manifest::new("checkpoint", "sft", 12);
     std::fs::create_dir(&dir).expect("folder");
-    write_folder(&dir, &original, &tokenizer).expect("save");
+    write_folder(&dir, &original, &tokenizer, SHARD_BYTES).expect("save");
     let sealed = manifest.seal(&dir).expect("seal");
     let loaded = Checkpoint::load(&dir, Device::Cpu, Kind::Float).expect("load");
     assert_eq!(loaded.manifest, Some(sealed));
@@ -246,11 +248,115 @@ fn checkpoints_are_sealed_and_a_flipped_byte_is_found() {
         ..shape(Family::Llama)
     };
     let small = Model::init(&small, Head::Token, 1, Device::Cpu, Kind::Float);
-    let refused = write_folder(root.path(), &small, &tokenizer);
+    let refused = write_folder(root.path(), &small, &tokenizer, SHARD_BYTES);
     assert!(
         refused
             .expect_err("too few rows")
             .to_string()
             .contains("100 rows")
     );
+}
+
+#[test]
+fn weights_of_several_files_are_those_of_one() {
+    let original = model(Family::Llama, Head::Token, Kind::Float);
+    let root = tempfile::tempdir().expect("temporary folder");
+    let dir = root.path().join("model");
+    std::fs::create_dir(&dir).expect("folder");
+    let texts = ["hello there, how are you?", "fine, thank you"].map(str::to_owned);
+    let tokenizer = Tokenizer::train(texts.into_iter(), 280).expect("tokenizer");
+    // The embedding (300 x 8 x 4 bytes) is larger than a file may be, and stands alone.
+    write_folder(&dir, &original, &tokenizer, 3000).expect("save");
+    let mut names: Vec<String> = std::fs::read_dir(&dir)
+        .expect("folder")
+        .map(|entry| {
+            entry
+                .expect("entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .filter(|name| name.contains("safetensors"))
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 5, "{names:?}");
+    assert_eq!(names[0], "model-00001-of-00004.safetensors");
+    assert_eq!(names[4], "model.safetensors.index.json");
+    let read = Model::load(&dir, Device::Cpu, Kind::Float).expect("load");
+    for (name, tensor) in original.params() {
+        assert!(read.params()[name].equal(tensor), "{name}");
+    }
+    std::fs::remove_file(dir.join(&names[1])).expect("remove");
+    let error = Model::load(&dir, Device::Cpu, Kind::Float).expect_err("a file is missing");
+    assert!(error.to_string().contains(&names[1]), "{error}");
+}
+
+/// A GLM's tensors under the names of `ChatGLM2`'s folders: query, key and value are one.
+fn chatglm_tensors(params: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let get = |name: &str| params[name].shallow_clone();
+    let layer = |part: &str| get(&format!("model.layers.0.{part}"));
+    let fused = |end: &str| {
+        let parts = ["q", "k", "v"].map(|x| layer(&format!("self_attn.{x}_proj.{end}")));
+        Tensor::cat(&parts, 0)
+    };
+    let block = [
+        ("input_layernorm.weight", layer("input_layernorm.weight")),
+        ("self_attention.query_key_value.weight", fused("weight")),
+        ("self_attention.query_key_value.bias", fused("bias")),
+        (
+            "self_attention.dense.weight",
+            layer("self_attn.o_proj.weight"),
+        ),
+        (
+            "post_attention_layernorm.weight",
+            layer("post_attention_layernorm.weight"),
+        ),
+        ("mlp.dense_h_to_4h.weight", layer("mlp.gate_up_proj.weight")),
+        ("mlp.dense_4h_to_h.weight", layer("mlp.down_proj.weight")),
+    ];
+    let outside = [
+        (
+            "embedding.word_embeddings.weight",
+            get("model.embed_tokens.weight"),
+        ),
+        ("rotary_pos_emb.inv_freq", Tensor::from_slice(&[1_f32])),
+        ("encoder.final_layernorm.weight", get("model.norm.weight")),
+        ("output_layer.weight", get("lm_head.weight")),
+    ];
+    let block = block.map(|(name, tensor)| (format!("encoder.layers.0.{name}"), tensor));
+    let outside = outside.map(|(name, tensor)| (name.to_owned(), tensor));
+    let all = block.into_iter().chain(outside);
+    all.map(|(name, tensor)| (format!("transformer.{name}"), tensor))
+        .collect()
+}
+
+#[test]
+fn a_chatglm_folder_is_read_as_glm() {
+    let original = model(Family::Glm, Head::Token, Kind::Float);
+    let root = tempfile::tempdir().expect("temporary folder");
+    let file = root.path().join("model.safetensors");
+    let mut stored = chatglm_tensors(original.params());
+    weights::write(&file, &stored).expect("write");
+    let config = serde_json::json!({
+        "model_type": "chatglm", "architectures": ["ChatGLMModel"], "padded_vocab_size": 300,
+        "seq_length": 16, "num_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
+        "multi_query_attention": true, "multi_query_group_num": original.shape.kv_heads,
+        "kv_channels": 4, "ffn_hidden_size": 32, "layernorm_epsilon": 1e-5, "add_qkv_bias": true,
+        "add_bias_linear": false, "rmsnorm": true, "post_layer_norm": true,
+        "apply_residual_connection_post_layernorm": false, "quantization_bit": 0,
+    });
+    std::fs::write(root.path().join("config.json"), config.to_string()).expect("write");
+    let read = Model::load(root.path(), Device::Cpu, Kind::Float).expect("load");
+    assert_eq!(read.shape, original.shape);
+    for (name, tensor) in original.params() {
+        assert!(read.params()[name].equal(tensor), "{name}");
+    }
+    // A row less than query, key and value have together.
+    let name = "transformer.encoder.layers.0.self_attention.query_key_value.weight";
+    stored.insert(
+        name.to_owned(),
+        Tensor::zeros([23, 8], (Kind::Float, Device::Cpu)),
+    );
+    weights::write(&file, &stored).expect("write");
+    assert!(error(root.path()).contains(name));
 }

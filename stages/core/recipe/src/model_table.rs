@@ -1,5 +1,7 @@
 //! Reads the table `model` of a pretraining stage.
 
+use serde_json::Value;
+
 use crate::families::Sizes;
 use crate::nearest;
 use crate::reader::{Outcome, Range, Reader};
@@ -101,10 +103,29 @@ pub(crate) fn model_shape(
         tie_embeddings: reader
             .flag_opt("model.tie_embeddings")?
             .unwrap_or(usual.tie_embeddings),
-        ..usual
+        ..usual.clone()
     };
     check_shape(reader, &shape, vocab_size)?;
+    check_stored(reader, &shape, &usual)?;
     Ok(shape)
+}
+
+/// A checkpoint's config.json must say the whole shape: GPT-1's has no word for the MLP's width, OPT's none for
+/// the norms' epsilon.
+fn check_stored(reader: &Reader<'_>, shape: &ModelShape, usual: &ModelShape) -> Outcome<()> {
+    let stored = Value::Object(shape.to_hf());
+    if ModelShape::from_hf(&stored).as_ref() == Ok(shape) {
+        return Ok(());
+    }
+    let message = format!(
+        "the config.json of family {:?} cannot say a model with these numbers",
+        shape.family.model_type()
+    );
+    let hint = format!(
+        "the family's own: mlp_width = {}, norm_eps = {:e}, kv_heads = {}",
+        usual.mlp_width, usual.norm_eps, usual.kv_heads
+    );
+    Err(reader.problem("model", message, hint))
 }
 
 /// How positions are known: as the family does, or sinusoidal ones in place of learned ones, or `ALiBi`

@@ -79,6 +79,19 @@ pub struct ScoreRequest {
     pub compute: Compute,
 }
 
+/// `rlhf model convert`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConvertRequest {
+    /// The folder that is read.
+    pub model: PathBuf,
+    /// The folder that is made.
+    pub out: PathBuf,
+    /// Type of the weights; `None`: as they are stored.
+    pub dtype: Option<Dtype>,
+    /// Bytes of a file of weights at most.
+    pub shard_bytes: u64,
+}
+
 /// `rlhf chat`. The user's lines arrive as [`Command::Say`]; the worker answers each with one
 /// `Event::Output`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use datasets::Tokenizer;
+use model::weights::SHARD_BYTES;
 use model::{Model, write_folder};
 use runtime::files::FileError;
 
@@ -17,7 +18,7 @@ pub(crate) fn write_model(
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainerError> {
     fs::create_dir_all(dir).map_err(FileError::io("create", dir))?;
-    Ok(write_folder(dir, model, tokenizer)?)
+    Ok(write_folder(dir, model, tokenizer, SHARD_BYTES)?)
 }
 
 /// Upper estimate of what [`write_model`] writes, bytes: the weights, 256 bytes per tokenizer entry

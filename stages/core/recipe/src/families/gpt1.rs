@@ -56,7 +56,10 @@ fn write(shape: &ModelShape) -> Value {
         "n_embd": shape.width,
         "n_head": shape.heads,
         "layer_norm_epsilon": shape.norm_eps,
-        "afn": activation_name(shape.activation),
+        "afn": match shape.activation {
+            Activation::GeluTanh => "gelu",
+            other => activation_name(other),
+        },
     })
 }
 

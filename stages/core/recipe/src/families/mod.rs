@@ -11,6 +11,7 @@ use crate::shape::{
     RopeScaling, Rotary,
 };
 
+mod chatglm;
 pub(crate) mod config;
 mod falcon;
 mod glm;
@@ -26,6 +27,7 @@ mod qwen2;
 mod qwen3;
 mod rope;
 
+pub use chatglm::Part;
 use config::Config;
 pub use names::{MlpNames, Names, QkvNames};
 
@@ -46,6 +48,9 @@ pub struct Sizes {
     pub heads: usize,
 }
 
+/// Reads a `config.json`.
+type Read = fn(&Config<'_>) -> Result<ModelShape, ShapeError>;
+
 /// What a family is.
 pub(crate) struct Definition {
     /// `model_type` in `config.json`.
@@ -57,7 +62,7 @@ pub(crate) struct Definition {
     /// A model of these sizes with the family's usual parts.
     shape: fn(&Sizes) -> ModelShape,
     /// Reads a `config.json`.
-    read: fn(&Config<'_>) -> Result<ModelShape, ShapeError>,
+    read: Read,
     /// The keys of `config.json` that say a shape.
     write: fn(&ModelShape) -> Value,
     /// The names of the tensors.
@@ -137,25 +142,37 @@ impl ModelShape {
     /// [`ShapeError`] for an unknown `model_type`, a missing or malformed key, numbers that do not
     /// fit together, and every feature that is not computed here.
     pub fn from_hf(config: &Value) -> Result<Self, ShapeError> {
-        let known = || Family::ALL.map(Family::model_type).join(", ");
+        let known = || Family::ALL.map(Family::model_type).join(", ") + ", " + chatglm::MODEL_TYPE;
         let Some(model_type) = config.get("model_type").filter(|value| !value.is_null()) else {
             return Err(ShapeError::NoFamily { known: known() });
         };
-        let family = Family::ALL
-            .into_iter()
-            .find(|family| model_type == family.model_type());
-        let Some(family) = family else {
-            let found = model_type.to_string();
-            return Err(ShapeError::Family {
-                found,
-                known: known(),
-            });
+        let (model_type, read) = if model_type == chatglm::MODEL_TYPE {
+            (chatglm::MODEL_TYPE, chatglm::read as Read)
+        } else {
+            let family = Family::ALL
+                .into_iter()
+                .find(|family| model_type == family.model_type());
+            let Some(family) = family else {
+                let (found, known) = (model_type.to_string(), known());
+                return Err(ShapeError::Family { found, known });
+            };
+            (family.model_type(), family.definition().read)
         };
-        let config = Config::new(config, family.model_type());
+        let config = Config::new(config, model_type);
         config.absent("quantization_config")?;
-        let shape = (family.definition().read)(&config)?;
+        let shape = read(&config)?;
         shape.check()?;
         Ok(shape)
+    }
+
+    /// Where a tensor goes that a folder with this `config.json` stores, in folders whose names are not those
+    /// of [`Self::names`]: `None` for a name that such a folder does not have, no part for a constant.
+    pub fn imported(&self, config: &Value, stored: &str) -> Option<Vec<Part>> {
+        if config["model_type"] == chatglm::MODEL_TYPE {
+            return chatglm::parts(stored, self);
+        }
+        let name = stored.to_owned();
+        Some(vec![Part { name, rows: None }])
     }
 
     /// The keys of `config.json` that say this shape, `model_type` included; heads, token ids and

@@ -236,6 +236,16 @@ fn numbers_that_do_not_fit_together() {
         ),
         (
             "model = { family = \"llama\"",
+            "model = { family = \"gpt1\", mlp_width = 100",
+            "pipeline.toml:29:9: stages.pretrain.model: the config.json of family \"openai-gpt\" cannot say a model with these numbers\n  hint: the family's own: mlp_width = 256, norm_eps = 1e-5, kv_heads = 4",
+        ),
+        (
+            "model = { family = \"llama\"",
+            "model = { family = \"gpt2\", window = 10",
+            "pipeline.toml:29:37: stages.pretrain.model.window: has no meaning in family \"gpt2\"\n  hint: take family \"mistral\", \"gpt_neo\", \"qwen2\" or \"qwen3\" for a sliding window",
+        ),
+        (
+            "model = { family = \"llama\"",
             "model = { family = \"gpt2\", rope_theta = 10",
             "pipeline.toml:29:41: stages.pretrain.model.rope_theta: has no meaning in this model of family \"gpt2\", whose positions are learned\n  hint: leave it out, or take a family with rotary positions, like \"llama\"",
         ),

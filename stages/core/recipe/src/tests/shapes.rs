@@ -185,13 +185,13 @@ fn foreign_gpt2_configs_are_refused_by_name() {
             gpt2_config(),
             "model_type",
             json!("mamba"),
-            "config.json: model_type: \"mamba\" is unknown\n  hint: known model types: openai-gpt, gpt2, gpt_neo, gpt_neox, opt, llama, mistral, qwen2, qwen3, falcon, glm",
+            "config.json: model_type: \"mamba\" is unknown\n  hint: known model types: openai-gpt, gpt2, gpt_neo, gpt_neox, opt, llama, mistral, qwen2, qwen3, falcon, glm, chatglm",
         ),
         (
             gpt2_config(),
             "model_type",
             json!(null),
-            "config.json: model_type: missing\n  hint: the folder must hold a Hugging Face model of one of the types openai-gpt, gpt2, gpt_neo, gpt_neox, opt, llama, mistral, qwen2, qwen3, falcon, glm",
+            "config.json: model_type: missing\n  hint: the folder must hold a Hugging Face model of one of the types openai-gpt, gpt2, gpt_neo, gpt_neox, opt, llama, mistral, qwen2, qwen3, falcon, glm, chatglm",
         ),
         (
             gpt2_config(),

@@ -1,0 +1,126 @@
+//! Values of the command line: words, numbers with bounds, sizes.
+
+use clap::ValueEnum;
+use recipe::plan::Dtype;
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Device {
+    /// The first GPU where there is one, else the CPU; a GPU that cannot be used is an error.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The first GPU, or an error.
+    Cuda,
+}
+
+impl Device {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// Type of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DtypeArg {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 64-bit floats.
+    F64,
+}
+
+impl DtypeArg {
+    /// The type of the word.
+    pub fn resolve(self) -> Dtype {
+        match self {
+            Self::F32 => Dtype::F32,
+            Self::Bf16 => Dtype::Bf16,
+            Self::F64 => Dtype::F64,
+        }
+    }
+}
+
+/// `KEY=VALUE`.
+pub(crate) fn parse_override(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => {
+            Ok((key.trim().to_owned(), value.trim().to_owned()))
+        }
+        _ => Err("expected KEY=VALUE, as in stages.sft.batch=32".into()),
+    }
+}
+
+/// A whole number above 0.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be 1 or more".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A number above 0.
+pub(crate) fn above_zero(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if number > 0.0 && number.is_finite() {
+        Ok(number)
+    } else {
+        Err("must be above 0 (for the likeliest token always: --greedy)".into())
+    }
+}
+
+/// A number above 0, up to 1.
+pub(crate) fn probability(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if number > 0.0 && number <= 1.0 {
+        Ok(number)
+    } else {
+        Err("must be in (0, 1]".into())
+    }
+}
+
+/// Bytes: a number with `KB`, `MB` or `GB` (powers of 1000, as transformers counts), or without.
+pub(crate) fn byte_size(text: &str) -> Result<u64, String> {
+    let unit = |end: &str, factor: u64| Some((text.strip_suffix(end)?, factor));
+    let (number, factor) = unit("GB", 1_000_000_000)
+        .or_else(|| unit("MB", 1_000_000))
+        .or_else(|| unit("KB", 1000))
+        .unwrap_or((text, 1));
+    let number: u64 = number
+        .trim()
+        .parse()
+        .map_err(|_| "expected a size such as 5GB or 500MB".to_owned())?;
+    match number.checked_mul(factor) {
+        Some(0) | None => Err("must be above 0, and less than 2^64".to_owned()),
+        Some(bytes) => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_with_their_units() {
+        for (text, bytes) in [
+            ("5GB", 5_000_000_000),
+            ("20 MB", 20_000_000),
+            ("3KB", 3000),
+            ("7", 7),
+        ] {
+            assert_eq!(byte_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "-1", "0", "1.5GB", "99999999999GB", "5TB"] {
+            assert!(byte_size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! `rlhf model convert`.
+
+use anyhow::Result;
+use model::{Checkpoint, Model, write_folder};
+use recipe::request::ConvertRequest;
+use runtime::WholeFolder;
+use runtime::events::{Event, emit};
+use runtime::manifest::{Manifest, content_id};
+use tch::Device;
+
+/// Reads a model and writes it again: in another type, in files of another size, sealed.
+pub fn run(request: &ConvertRequest) -> Result<()> {
+    let kind = match request.dtype {
+        Some(dtype) => trainer::context::kind_of(dtype),
+        None => Model::stored_kind(&request.model)?,
+    };
+    let Checkpoint {
+        model, tokenizer, ..
+    } = Checkpoint::load(&request.model, Device::Cpu, kind)?;
+    let folder = WholeFolder::create(&request.out)?;
+    write_folder(folder.path(), &model, &tokenizer, request.shard_bytes)?;
+    let mut manifest = Manifest::new("checkpoint", "convert", 0);
+    let parent = content_id(&request.model, Manifest::read)?;
+    manifest
+        .parents
+        .insert(request.model.display().to_string(), parent);
+    manifest.seal(folder.path())?;
+    folder.commit()?;
+    emit(&Event::Note {
+        text: format!(
+            "{}: {} parameters of {} in {kind:?}",
+            request.out.display(),
+            model.num_params(),
+            model.shape.family.model_type(),
+        ),
+    });
+    Ok(())
+}

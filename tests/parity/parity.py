@@ -1,0 +1,217 @@
+"""Compares `rlhf` with transformers, live: every family, random weights, three shapes each.
+
+    make parity                                   # in an environment of its own
+    python tests/parity/parity.py [FAMILY...]
+
+For each model, written by transformers: `rlhf score` gives its log-probabilities (rewards) within 1e-4 in f32,
+`rlhf generate --greedy` its greedy tokens, and the folder that `rlhf model convert` writes opens in transformers
+with the same logits.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+transformers.logging.disable_progress_bar()
+transformers.logging.set_verbosity_error()
+
+ROOT = Path(__file__).parents[2]
+RLHF = ROOT / "target/release/rlhf"
+BOUND = 1e-4
+LENGTHS = [11, 1, 7, 4]
+NEW_TOKENS = 6
+
+
+def sizes(layers, heads, head_dim, vocab, kv_heads):
+    return dict(layers=layers, heads=heads, width=heads * head_dim, head_dim=head_dim, vocab=vocab, kv=kv_heads)
+
+
+# Odd counts of heads and odd vocabularies among them.
+SHAPES = [sizes(2, 4, 8, 61, 2), sizes(3, 3, 16, 127, 3), sizes(1, 5, 12, 257, 1)]
+POSITIONS = 32
+
+
+def gpt(s):
+    return dict(n_layer=s["layers"], n_head=s["heads"], n_embd=s["width"], n_positions=POSITIONS)
+
+
+def common(s, **more):
+    return dict(
+        num_hidden_layers=s["layers"], num_attention_heads=s["heads"], hidden_size=s["width"],
+        max_position_embeddings=POSITIONS,
+    ) | more
+
+
+def llama(s, **more):
+    return common(s, num_key_value_heads=s["kv"], intermediate_size=2 * s["width"] + 4) | more
+
+
+YARN = dict(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=8)
+LLAMA3 = dict(
+    rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+    original_max_position_embeddings=16,
+)
+LINEAR = dict(rope_type="linear", rope_theta=1e4, factor=2.0)
+
+# family: (class prefix, class of the language model, one configuration a shape)
+FAMILIES = {
+    "gpt1": ("OpenAIGPT", "OpenAIGPTLMHeadModel", [lambda s: gpt(s)] * 3),
+    "gpt2": ("GPT2", "GPT2LMHeadModel", [
+        gpt,
+        lambda s: gpt(s) | dict(n_inner=20, activation_function="gelu"),
+        lambda s: gpt(s) | dict(tie_word_embeddings=False),
+    ]),
+    "gpt_neo": ("GPTNeo", "GPTNeoForCausalLM", [
+        lambda s: dict(
+            num_layers=s["layers"], num_heads=s["heads"], hidden_size=s["width"], window_size=3,
+            max_position_embeddings=POSITIONS, attention_types=[[(["global", "local"] * 3)[:s["layers"]], 1]],
+        )
+    ] * 3),
+    "gpt_neox": ("GPTNeoX", "GPTNeoXForCausalLM", [
+        lambda s: common(s, intermediate_size=40),
+        lambda s: common(s, intermediate_size=40, use_parallel_residual=False, rotary_pct=1.0),
+        lambda s: common(s, intermediate_size=40, attention_bias=False, rotary_pct=0.5),
+    ]),
+    "opt": ("OPT", "OPTForCausalLM", [
+        lambda s: common(s, ffn_dim=40),
+        lambda s: common(s, ffn_dim=40, word_embed_proj_dim=20, do_layer_norm_before=False),
+        lambda s: common(s, ffn_dim=40, enable_bias=False),
+    ]),
+    "llama": ("Llama", "LlamaForCausalLM", [
+        lambda s: llama(s, rope_parameters=LLAMA3),
+        lambda s: llama(s, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=LINEAR),
+        lambda s: llama(s, head_dim=10, rope_parameters=YARN),
+    ]),
+    "mistral": ("Mistral", "MistralForCausalLM", [
+        lambda s: llama(s, sliding_window=4), lambda s: llama(s, sliding_window=None),
+        lambda s: llama(s, sliding_window=5, head_dim=6),
+    ]),
+    "qwen2": ("Qwen2", "Qwen2ForCausalLM", [
+        lambda s: llama(s, tie_word_embeddings=True), llama,
+        lambda s: llama(s, use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    ]),
+    "qwen3": ("Qwen3", "Qwen3ForCausalLM", [
+        lambda s: llama(s, head_dim=16), lambda s: llama(s, head_dim=8, attention_bias=True),
+        lambda s: llama(s, head_dim=8, use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    ]),
+    "falcon": ("Falcon", "FalconForCausalLM", [
+        common,
+        lambda s: common(s, alibi=True, multi_query=False, parallel_attn=False, bias=True),
+        lambda s: common(s, new_decoder_architecture=True, num_kv_heads=s["kv"], tie_word_embeddings=False),
+    ]),
+    "glm": ("Glm", "GlmForCausalLM", [
+        lambda s: llama(s, head_dim=s["head_dim"]),
+        lambda s: llama(s, head_dim=s["head_dim"], attention_bias=False),
+        lambda s: llama(s, head_dim=8, tie_word_embeddings=True),
+    ]),
+}
+
+
+def build(prefix, cls, settings, vocab, seed):
+    special = dict(vocab_size=vocab, num_labels=1, bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    config = getattr(transformers, prefix + "Config")(**settings | special)
+    torch.manual_seed(seed)
+    model = getattr(transformers, cls)(config).eval()
+    with torch.no_grad():  # far from the start, so that nothing is hidden by a 0 or 1
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+def save(model, vocab, folder):
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w2"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w1").save_pretrained(folder)
+
+
+def rlhf(*args):
+    done = subprocess.run([RLHF, *map(str, args)], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"rlhf {' '.join(map(str, args))}: {done.stderr}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def rows_of(vocab, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, vocab, (n,), generator=generator).tolist() for n in LENGTHS]
+
+
+def write_rows(rows, path):
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+
+
+def logits(model, row):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([row])).logits[0]
+
+
+def gap_of_scores(model, rows, scored, scalar):
+    """The largest difference of log-probabilities or rewards."""
+    gaps = []
+    for row, ours in zip(rows, scored):
+        theirs = logits(model, row)
+        if scalar:
+            gaps.append(abs(theirs.item() - ours["reward"]))
+            continue
+        steps = theirs.log_softmax(-1)[:-1].gather(-1, torch.tensor(row[1:])[:, None]).flatten()
+        gaps += (steps - torch.tensor(ours["logprobs"])).abs().tolist()
+    return max(gaps, default=0.0)
+
+
+def greedy(model, row):
+    row = list(row)
+    for _ in range(NEW_TOKENS):
+        row.append(logits(model, row)[-1].argmax().item())
+    return row[-NEW_TOKENS:]
+
+
+def check(family, index, scalar, folder):
+    prefix, cls, settings = FAMILIES[family]
+    shape = SHAPES[index]
+    cls = prefix + "ForSequenceClassification" if scalar else cls
+    model = build(prefix, cls, settings[index](shape), shape["vocab"], index)
+    there, data, back = folder / "model", folder / "rows.jsonl", folder / "converted"
+    save(model, shape["vocab"], there)
+    rows = rows_of(shape["vocab"], index)
+    write_rows(rows, data)
+    gap = gap_of_scores(model, rows, rlhf("score", "--model", there, "--data", data), scalar)
+    problems = [] if gap <= BOUND else [f"scores differ by {gap:.1e}"]
+    if not scalar:
+        more = ["--greedy", "--ignore-eos", "--max-new-tokens", NEW_TOKENS]
+        ours = [line["output_ids"] for line in rlhf("generate", "--model", there, "--data", data, *more)]
+        if ours != [greedy(model, row) for row in rows]:
+            problems.append("greedy tokens differ")
+    rlhf("model", "convert", "--model", there, "--out", back, "--shard-size", "20KB")
+    again = getattr(transformers, cls).from_pretrained(back).eval()
+    pairs = zip(model.state_dict().items(), again.state_dict().items(), strict=True)
+    if not all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs):
+        problems.append("the converted folder holds other weights")
+    apart = max((logits(model, row) - logits(again, row)).abs().max().item() for row in rows)
+    if apart > 1e-5:  # equal weights at another place in memory may be summed in another order
+        problems.append(f"the converted folder's logits differ by {apart:.1e}")
+    return gap, problems
+
+
+def main(chosen):
+    failed = 0
+    for family in chosen or FAMILIES:
+        for index in range(len(SHAPES)):
+            for scalar in (False, True):
+                with tempfile.TemporaryDirectory() as folder:
+                    gap, problems = check(family, index, scalar, Path(folder))
+                failed += bool(problems)
+                head = "scalar" if scalar else "token"
+                print(f"{family:10} shape {index} {head:6}  gap {gap:.1e}  {'; '.join(problems) or 'equal'}", flush=True)
+    if failed:
+        raise SystemExit(f"{failed} models differ")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
