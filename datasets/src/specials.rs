@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use runtime::files::read_json;
 use serde_json::{Map, Value};
 
 use crate::tokenizer::SPECIAL_TOKENS;
@@ -72,6 +73,28 @@ pub(crate) fn resolve_specials(
         pad,
         bos: id_of("bos_token")?.map(|(id, _)| id),
     })
+}
+
+/// `eos_token_id` of a `generation_config.json`: a number or a list; none where there is no such file.
+pub(crate) fn end_ids(path: &Path) -> Result<Vec<u32>, TokenizerError> {
+    const KEY: &str = "eos_token_id";
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let config: Map<String, Value> = read_json(path)?;
+    let id = |value: &Value| {
+        let number = value.as_u64().and_then(|number| u32::try_from(number).ok());
+        number.ok_or_else(|| TokenizerError::BadIds {
+            path: path.to_owned(),
+            key: KEY,
+            found: value.to_string(),
+        })
+    };
+    match config.get(KEY) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(single) => Ok(vec![id(single)?]),
+    }
 }
 
 /// A token other than EOS for masked positions: one made for it if possible, else the first.

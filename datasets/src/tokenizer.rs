@@ -15,7 +15,7 @@ use tokenizers::{
 
 use crate::error::TokenizerError;
 use crate::rows::Message;
-use crate::specials::{Specials, resolve_specials, special};
+use crate::specials::{Specials, end_ids, resolve_specials, special};
 use crate::template::{ChatTemplate, OUR_TEMPLATE, RAW_TEMPLATE};
 
 /// Special tokens of tokenizers trained here; their ids are their indices.
@@ -31,6 +31,7 @@ const MINIMUM_VOCABULARY: usize = SPECIAL_TOKENS.len() + 256;
 
 const JSON_FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
+const GENERATION_FILE: &str = "generation_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Where old folders keep special tokens.
 const SPECIALS_FILE: &str = "special_tokens_map.json";
@@ -50,6 +51,8 @@ pub struct Tokenizer {
     specials: Specials,
     /// Ids of all special tokens, ascending.
     special_ids: Vec<u32>,
+    /// Ids that end a reply: EOS, then those of `generation_config.json`.
+    stop_ids: Vec<u32>,
     vocab_size: usize,
 }
 
@@ -116,7 +119,8 @@ impl Tokenizer {
     /// Opens the tokenizer of a Hugging Face folder.
     ///
     /// The end-of-text token comes from `tokenizer_config.json`, else `special_tokens_map.json`,
-    /// else it is `<|endoftext|>` where that exists. A folder without a padding token gets some
+    /// else it is `<|endoftext|>` where that exists; `generation_config.json` may name more tokens
+    /// that end a reply ([`Self::stop_ids`]). A folder without a padding token gets some
     /// token other than EOS for it: padded positions are masked, but EOS must stay learnable.
     ///
     /// # Errors
@@ -140,7 +144,14 @@ impl Tokenizer {
         if let Some(template) = read_text(&dir.join(TEMPLATE_FILE))? {
             config.insert("chat_template".to_owned(), Value::String(template));
         }
-        Self::of(&config_path, json, config)
+        let mut tokenizer = Self::of(&config_path, json, config)?;
+        let more = end_ids(&dir.join(GENERATION_FILE))?;
+        for id in more {
+            if !tokenizer.stop_ids.contains(&id) {
+                tokenizer.stop_ids.push(id);
+            }
+        }
+        Ok(tokenizer)
     }
 
     fn of(
@@ -180,6 +191,7 @@ impl Tokenizer {
             json,
             config,
             template,
+            stop_ids: vec![specials.eos.0],
             specials,
             special_ids,
             vocab_size,
@@ -204,6 +216,12 @@ impl Tokenizer {
     /// The token that ends a turn or document.
     pub fn eos_id(&self) -> u32 {
         self.specials.eos.0
+    }
+
+    /// The tokens that end a reply when they are sampled: EOS first, then those that the folder's
+    /// `generation_config.json` adds (Llama 3, Qwen and GLM end a turn with another token than a text).
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
     }
 
     /// The text of [`Tokenizer::eos_id`].

@@ -64,6 +64,19 @@ pub enum TokenizerError {
         /// The key.
         key: String,
     },
+    /// A token id of the configuration is no number.
+    #[error(
+        "{}: `{key}` must be a token id or a list of them, holds {found}\n  hint: correct the file",
+        path.display()
+    )]
+    BadIds {
+        /// `generation_config.json`.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What it holds.
+        found: String,
+    },
     /// The vocabulary cannot even hold all bytes.
     #[error(
         "vocab_size = {requested} is below {minimum}\n  hint: 256 bytes and 5 special tokens come \

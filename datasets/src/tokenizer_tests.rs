@@ -259,3 +259,29 @@ fn bad_folders_are_refused_with_a_remedy() {
         "{error}"
     );
 }
+
+#[test]
+fn a_generation_config_adds_tokens_that_end_a_reply() {
+    let dir = tempfile::tempdir().expect("folder");
+    fs::write(dir.path().join(JSON_FILE), &trained().json).expect("written");
+    let load = |eos: &str| {
+        let config = format!("{{\"eos_token_id\": {eos}}}");
+        fs::write(dir.path().join(GENERATION_FILE), config).expect("written");
+        Tokenizer::load(dir.path()).map(|tokenizer| tokenizer.stop_ids().to_vec())
+    };
+    assert_eq!(trained().stop_ids(), [0]);
+    for (eos, expected) in [
+        ("[7, 0, 9]", vec![0, 7, 9]),
+        ("5", vec![0, 5]),
+        ("null", vec![0]),
+    ] {
+        assert_eq!(load(eos).expect("read"), expected, "{eos}");
+    }
+    for eos in ["\"<|endoftext|>\"", "-1", "[1, 2.5]", "4294967296"] {
+        let error = load(eos).expect_err(eos).to_string();
+        assert!(
+            error.contains("generation_config.json: `eos_token_id` must be"),
+            "{error}"
+        );
+    }
+}

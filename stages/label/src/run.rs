@@ -191,7 +191,7 @@ impl Labelling<'_> {
             temperature: sampling.temperature,
             seed: self.ctx.seed,
             purpose: "label",
-            eos_ids: vec![self.tokenizer.eos_id()],
+            eos_ids: self.tokenizer.stop_ids().to_vec(),
             max_batch: self.ctx.plan.execution.micro_batch,
             ..SamplingOptions::default()
         }

@@ -132,7 +132,7 @@ pub fn options(ctx: &StageContext, plan: &PpoPlan, models: &Models) -> SamplingO
         temperature: plan.sampling.temperature,
         seed: ctx.seed,
         purpose: "ppo",
-        eos_ids: vec![models.tokenizer.eos_id()],
+        eos_ids: models.tokenizer.stop_ids().to_vec(),
         max_batch: ctx.plan.execution.micro_batch,
         ..SamplingOptions::default()
     }

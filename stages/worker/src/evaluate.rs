@@ -115,7 +115,7 @@ fn options(request: &EvalRequest, tokenizer: &Tokenizer) -> SamplingOptions {
         temperature: request.sampling.temperature,
         seed: request.seed,
         purpose: "eval",
-        eos_ids: vec![tokenizer.eos_id()],
+        eos_ids: tokenizer.stop_ids().to_vec(),
         max_batch: request.compute.batch,
         ..SamplingOptions::default()
     }

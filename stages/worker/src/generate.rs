@@ -80,7 +80,7 @@ pub fn options(sampling: &Sampling, tokenizer: &Tokenizer, max_batch: usize) -> 
         ignore_eos: sampling.ignore_eos,
         seed: sampling.seed,
         purpose: "generate",
-        eos_ids: vec![tokenizer.eos_id()],
+        eos_ids: tokenizer.stop_ids().to_vec(),
         max_batch,
     }
 }

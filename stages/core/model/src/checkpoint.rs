@@ -54,7 +54,7 @@ pub fn write_folder(
     check_vocabulary(dir, model, tokenizer)?;
     let ids = SpecialIds {
         bos: tokenizer.bos_id(),
-        eos: tokenizer.eos_id(),
+        stop: tokenizer.stop_ids().to_vec(),
         pad: tokenizer.pad_id(),
     };
     model.save_with(dir, Some(ids), shard_bytes)?;

@@ -18,10 +18,11 @@ use crate::weights::{self, Reader, SHARD_BYTES};
 const CONFIG: &str = "config.json";
 
 /// Ids that `config.json` repeats from the tokenizer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct SpecialIds {
     pub(crate) bos: Option<u32>,
-    pub(crate) eos: u32,
+    /// The tokens that end a reply, EOS first.
+    pub(crate) stop: Vec<u32>,
     pub(crate) pad: u32,
 }
 
@@ -98,10 +99,15 @@ impl Model {
             config["reward_shift"] = json!(self.reward_shift);
             config["num_labels"] = json!(1);
         }
-        if let Some(SpecialIds { bos, eos, pad }) = ids {
+        if let Some(SpecialIds { bos, stop, pad }) = ids {
+            // A list only where there are several, as transformers writes it.
+            let eos = match &stop[..] {
+                [single] => json!(single),
+                several => json!(several),
+            };
             for target in [&mut config, &mut generation] {
                 target["bos_token_id"] = json!(bos);
-                target["eos_token_id"] = json!(eos);
+                target["eos_token_id"] = eos.clone();
                 target["pad_token_id"] = json!(pad);
             }
         }
