@@ -145,7 +145,7 @@ pub const INDEX: &str = "model.safetensors.index.json";
 /// (a larger tensor stands alone) with their [`INDEX`].
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_shards(
     dir: &Path,
     tensors: &BTreeMap<String, Tensor>,
