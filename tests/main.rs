@@ -11,6 +11,7 @@ mod cli;
 mod damage;
 mod documents;
 mod evaluation;
+mod model_files;
 mod process;
 mod resume;
 mod rollouts;

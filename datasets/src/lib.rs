@@ -29,6 +29,7 @@ pub mod pack;
 mod pack_write;
 pub mod rows;
 mod schemas;
+mod sentencepiece;
 mod specials;
 pub mod split;
 pub mod stats;
@@ -37,6 +38,7 @@ pub mod table;
 pub mod template;
 pub mod tokenizer;
 mod tokenizer_error;
+pub mod vocabulary;
 
 pub use collate::{Padded, Side, pad};
 pub use dialogue::Dialogue;

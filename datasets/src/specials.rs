@@ -12,7 +12,7 @@ use crate::tokenizer_error::TokenizerError;
 #[derive(Debug, Clone)]
 pub(crate) struct Specials {
     pub eos: (u32, String),
-    pub pad: u32,
+    pub pad: (u32, String),
     pub bos: Option<u32>,
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn resolve_specials(
             key: "eos_token",
         })?;
     let pad = match id_of("pad_token")? {
-        Some((pad, _)) if pad != eos.0 => pad,
+        Some(pad) if pad.0 != eos.0 => pad,
         _ => fallback_pad(inner, eos.0).ok_or_else(|| TokenizerError::NoSpecial {
             path: path.to_owned(),
             key: "pad_token",
@@ -98,7 +98,7 @@ pub(crate) fn end_ids(path: &Path) -> Result<Vec<u32>, TokenizerError> {
 }
 
 /// A token other than EOS for masked positions: one made for it if possible, else the first.
-fn fallback_pad(inner: &tokenizers::Tokenizer, eos: u32) -> Option<u32> {
+fn fallback_pad(inner: &tokenizers::Tokenizer, eos: u32) -> Option<(u32, String)> {
     let made_for_it = [
         "<|pad|>",
         "<pad>",
@@ -106,14 +106,12 @@ fn fallback_pad(inner: &tokenizers::Tokenizer, eos: u32) -> Option<u32> {
         "<|finetune_right_pad_id|>",
         "<unk>",
     ];
-    let special = made_for_it
-        .iter()
-        .find_map(|token| inner.token_to_id(token));
-    special.filter(|&id| id != eos).or_else(|| {
-        inner
-            .get_vocab(true)
-            .into_values()
-            .filter(|&id| id != eos)
+    let by_name = |token: &&str| Some((inner.token_to_id(token)?, (*token).to_owned()));
+    let made = made_for_it.iter().find_map(by_name);
+    made.filter(|(id, _)| *id != eos).or_else(|| {
+        let all = inner.get_vocab(true).into_iter();
+        all.map(|(token, id)| (id, token))
+            .filter(|(id, _)| *id != eos)
             .min()
     })
 }

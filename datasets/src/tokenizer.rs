@@ -15,6 +15,7 @@ use tokenizers::{
 
 use crate::error::TokenizerError;
 use crate::rows::Message;
+use crate::sentencepiece;
 use crate::specials::{Specials, end_ids, resolve_specials, special};
 use crate::template::{ChatTemplate, OUR_TEMPLATE, RAW_TEMPLATE};
 
@@ -126,8 +127,7 @@ impl Tokenizer {
     /// # Errors
     /// A file that is missing or malformed, special tokens that the vocabulary lacks.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
-        let path = dir.join(JSON_FILE);
-        let json = read_text(&path)?.ok_or(TokenizerError::Missing { path })?;
+        let json = read_text(&dir.join(JSON_FILE))?;
         let config_path = dir.join(CONFIG_FILE);
         let mut config: Map<String, Value> = if config_path.exists() {
             read_json(&config_path)?
@@ -144,6 +144,13 @@ impl Tokenizer {
         if let Some(template) = read_text(&dir.join(TEMPLATE_FILE))? {
             config.insert("chat_template".to_owned(), Value::String(template));
         }
+        let json = match json {
+            Some(json) => json,
+            None => sentencepiece::json(dir, &mut config)?.ok_or_else(|| {
+                let path = dir.join(JSON_FILE);
+                TokenizerError::Missing { path }
+            })?,
+        };
         let mut tokenizer = Self::of(&config_path, json, config)?;
         let more = end_ids(&dir.join(GENERATION_FILE))?;
         for id in more {
@@ -154,7 +161,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    fn of(
+    pub(crate) fn of(
         config_path: &Path,
         json: String,
         mut config: Map<String, Value>,
@@ -164,9 +171,12 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(failed(&what))?;
         inner.with_padding(None);
         let specials = resolve_specials(config_path, &inner, &config)?;
-        config
-            .entry("eos_token")
-            .or_insert_with(|| Value::String(specials.eos.1.clone()));
+        // As they are used here, so that whoever opens the folder later pads with the same token.
+        for (key, (_, token)) in [("eos_token", &specials.eos), ("pad_token", &specials.pad)] {
+            if special(config_path, &config, key)?.as_ref() != Some(token) {
+                config.insert(key.to_owned(), Value::String(token.clone()));
+            }
+        }
         let mut variables = BTreeMap::new();
         for key in config.keys().filter(|key| key.ends_with("_token")) {
             if let Ok(Some(token)) = special(config_path, &config, key) {
@@ -231,7 +241,7 @@ impl Tokenizer {
 
     /// The token that fills masked positions; never EOS.
     pub fn pad_id(&self) -> u32 {
-        self.specials.pad
+        self.specials.pad.0
     }
 
     /// The token that starts a text, where the model has one.
@@ -304,7 +314,7 @@ impl Tokenizer {
 
     /// Hash of everything that decides ids: `tokenizer.json`, special tokens, template.
     pub fn hash(&self) -> String {
-        let specials = (self.specials.eos.0, self.specials.pad, self.specials.bos);
+        let specials = (self.specials.eos.0, self.specials.pad.0, self.specials.bos);
         hash_json(&(
             hash_bytes(self.json.as_bytes()),
             specials,

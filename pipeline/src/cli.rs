@@ -118,20 +118,53 @@ Example:
     /// Read a model folder and write it again: in another type, or in files of another size.
     #[command(after_help = "\
 Example:
-  rlhf model convert --model runs/demo/ppo/final --out demo-bf16 --dtype bf16 --shard-size 2GB")]
+  rlhf model convert --model runs/demo/ppo/final --out demo-bf16 --dtype bf16 --shard-size 2GB
+  rlhf model convert --model SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2")]
     Convert(ConvertArgs),
+    /// Say what a model is: family, shape, files, tokenizer, what it was made from.
+    #[command(after_help = "\
+Example:
+  rlhf model show runs/demo/ppo/final --tensors")]
+    Show(ShowArgs),
+    /// Compare two models: configuration, tokenizer, and every number.
+    #[command(after_help = "\
+Example:
+  rlhf model diff runs/demo/sft/final runs/demo/ppo/final
+
+Exit code 1 if they differ.")]
+    Diff(DiffArgs),
+}
+
+/// `rlhf model show`.
+#[derive(Debug, Clone, Args)]
+pub struct ShowArgs {
+    /// A model's folder, or a file of weights (.safetensors, .bin, .gguf).
+    pub model: PathBuf,
+    /// Every tensor with its type and shape.
+    #[arg(long)]
+    pub tensors: bool,
+}
+
+/// `rlhf model diff`.
+#[derive(Debug, Clone, Args)]
+pub struct DiffArgs {
+    /// A model's folder, or a file of weights.
+    pub one: PathBuf,
+    /// Another one.
+    pub other: PathBuf,
 }
 
 /// `rlhf model convert`.
 #[derive(Debug, Clone, Args)]
 pub struct ConvertArgs {
-    /// A language model's or reward model's folder (Hugging Face format).
+    /// A language model's or reward model's folder (Hugging Face format), or a .gguf file of the Llama
+    /// family.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// The folder to make.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Type of the weights; as they are stored where it is not given.
+    /// Type of the weights; as they are stored where it is not given (f32 for quantized ones).
     #[arg(long, value_enum)]
     pub dtype: Option<DtypeArg>,
     /// Size of a file of weights at most, in bytes, KB, MB or GB.

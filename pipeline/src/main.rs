@@ -55,6 +55,8 @@ fn dispatch(command: &Command) -> Outcome {
                 Ok(())
             }
             ModelCommand::Convert(args) => commands::model::convert(args),
+            ModelCommand::Show(args) => commands::model_files::show(args),
+            ModelCommand::Diff(args) => commands::model_files::diff(args),
         },
         Command::Eval(args) => commands::eval::run(args),
         Command::GpuCheck(args) => commands::gpu_check::run(args),

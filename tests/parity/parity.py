@@ -3,7 +3,7 @@
     make parity                                   # in an environment of its own
     python tests/parity/parity.py [FAMILY...]
 
-For each model, written by transformers: `rlhf score` gives its log-probabilities (rewards) within 1e-4 in f32,
+For each model, written by transformers (as safetensors or as `pytorch_model.bin`): `rlhf score` gives its log-probabilities (rewards) within 1e-4 in f32,
 `rlhf generate --greedy` its greedy tokens, and the folder that `rlhf model convert` writes opens in transformers
 with the same logits.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -125,8 +126,13 @@ def build(prefix, cls, settings, vocab, seed):
     return model
 
 
-def save(model, vocab, folder):
+def save(model, vocab, folder, index):
+    """As safetensors, as `torch.save` writes it now, or as it did before 1.6."""
     model.save_pretrained(folder)
+    if index > 0:
+        state = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=index == 1)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w2"))
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", pad_token="w1").save_pretrained(folder)
 
@@ -178,7 +184,7 @@ def check(family, index, scalar, folder):
     cls = prefix + "ForSequenceClassification" if scalar else cls
     model = build(prefix, cls, settings[index](shape), shape["vocab"], index)
     there, data, back = folder / "model", folder / "rows.jsonl", folder / "converted"
-    save(model, shape["vocab"], there)
+    save(model, shape["vocab"], there, index)
     rows = rows_of(shape["vocab"], index)
     write_rows(rows, data)
     gap = gap_of_scores(model, rows, rlhf("score", "--model", there, "--data", data), scalar)

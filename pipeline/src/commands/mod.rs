@@ -6,6 +6,7 @@ pub mod eval;
 pub mod generate;
 pub mod gpu_check;
 pub mod model;
+pub mod model_files;
 pub mod plan;
 pub mod run;
 pub mod score;
@@ -83,6 +84,9 @@ fn print(line: &str) -> io::Result<()> {
 fn check_model(dir: &Path) -> Outcome {
     let hint = if dir.join("final/config.json").exists() {
         format!("its model is in {}", dir.join("final").display())
+    } else if is_gguf(dir) {
+        let file = dir.display();
+        format!("make a folder of it first: rlhf model convert --model {file} --out DIR")
     } else {
         "give the folder of a Hugging Face model, such as runs/demo/sft/final".to_owned()
     };
@@ -98,6 +102,11 @@ fn check_model(dir: &Path) -> Outcome {
         "--model {} {problem}\n  hint: {hint}",
         dir.display()
     )))
+}
+
+/// Whether this is a file that says `.gguf`.
+fn is_gguf(path: &Path) -> bool {
+    path.is_file() && path.extension().is_some_and(|end| end == "gguf")
 }
 
 /// Checks a `--data` before anything is started for it.

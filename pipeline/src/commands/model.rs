@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use recipe::request::ConvertRequest;
 use recipe::sizes;
 
-use super::{check_model, print, relay};
+use super::{check_model, is_gguf, print, relay};
 use crate::cli::ConvertArgs;
 use crate::failure::{Failure, Outcome};
 use crate::values::DtypeArg;
@@ -20,7 +20,9 @@ pub fn list_sizes() {
 /// # Errors
 /// A model that is not there, a folder that is, no libtorch, or what the worker says.
 pub fn convert(args: &ConvertArgs) -> Outcome {
-    check_model(&args.model)?;
+    if !is_gguf(&args.model) {
+        check_model(&args.model)?;
+    }
     if args.out.exists() {
         return Err(Failure::Usage(anyhow!(
             "--out {} is there already\n  hint: give the name of a new folder",
@@ -72,7 +74,7 @@ fn table() -> String {
 }
 
 /// Columns as wide as their widest cell: words to the left, numbers to the right.
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..N).map(width).collect();
     let line = |row: &[String; N]| {
@@ -86,7 +88,7 @@ fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -14,9 +14,14 @@ pub fn run(request: &ConvertRequest) -> Result<()> {
         Some(dtype) => trainer::context::kind_of(dtype),
         None => Model::stored_kind(&request.model)?,
     };
+    let checkpoint = if request.model.is_file() {
+        Checkpoint::from_gguf(&request.model, Device::Cpu, kind)?
+    } else {
+        Checkpoint::load(&request.model, Device::Cpu, kind)?
+    };
     let Checkpoint {
         model, tokenizer, ..
-    } = Checkpoint::load(&request.model, Device::Cpu, kind)?;
+    } = checkpoint;
     let folder = WholeFolder::create(&request.out)?;
     write_folder(folder.path(), &model, &tokenizer, request.shard_bytes)?;
     let mut manifest = Manifest::new("checkpoint", "convert", 0);

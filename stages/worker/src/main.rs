@@ -16,6 +16,7 @@ mod convert;
 mod evaluate;
 mod generate;
 mod gpu_check;
+mod inspect;
 mod probe;
 mod rows;
 mod score;
@@ -53,6 +54,10 @@ enum Command {
     Score { request: String },
     /// Write a model again, in another type or other files.
     Convert { request: String },
+    /// List what lies in a model's files.
+    Show { request: String },
+    /// Compare the files of two models.
+    Diff { request: String },
     /// Answer the lines that arrive on standard input.
     Chat { request: String },
     /// Compare a pipeline's checkpoints on held-out prompts.
@@ -89,6 +94,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Generate { request } => generate::run(&parse(request)?)?,
         Command::Score { request } => score::run(&parse(request)?)?,
         Command::Convert { request } => convert::run(&parse(request)?)?,
+        Command::Show { request } => inspect::show(&parse(request)?)?,
+        Command::Diff { request } => inspect::diff(&parse(request)?)?,
         Command::Chat { request } => chat::run(&parse(request)?, &lines)?,
         Command::Eval { request } => evaluate::run(&parse(request)?)?,
         Command::Probe => probe::run()?,

@@ -64,7 +64,11 @@ pub fn write_folder(
     })
 }
 
-fn check_vocabulary(dir: &Path, model: &Model, tokenizer: &Tokenizer) -> Result<(), ModelError> {
+pub(crate) fn check_vocabulary(
+    dir: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+) -> Result<(), ModelError> {
     let (tokens, rows) = (tokenizer.vocab_size(), model.shape.vocab_size);
     if tokens > rows {
         return Err(ModelError::Vocabulary {

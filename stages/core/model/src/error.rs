@@ -40,13 +40,24 @@ pub enum ModelError {
         /// The file.
         path: PathBuf,
     },
-    /// The file is no whole safetensors file.
-    #[error("{path}: not a valid safetensors file: {reason}\n  hint: copy or save the file again")]
+    /// The file is no whole file of tensors.
+    #[error("{path}: not a valid file of weights: {reason}\n  hint: copy or save the file again")]
     Malformed {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A pickle wants more than tensors.
+    #[error(
+        "{path}: the file names `{name}`, which is no part of a tensor: refused, and nothing was run\n  \
+         hint: load it where you trust it, and save it again as safetensors"
+    )]
+    Unsafe {
+        /// The file.
+        path: PathBuf,
+        /// What it names.
+        name: String,
     },
     /// A tensor that the model needs is not there.
     #[error(

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::read::{read_weights, weight_files};
+use crate::read::{Source, read_weights, weight_files};
 use crate::transformer::Model;
 use crate::weights::{self, Reader, SHARD_BYTES};
 
@@ -39,16 +39,10 @@ impl Model {
         }
         Manifest::verify(dir)?;
         let config: Value = files::read_json(&path)?;
-        let shape = ModelShape::from_hf(&config).map_err(|error| ModelError::Config {
-            path: path.clone(),
-            reason: error.to_string(),
-            hint: "`rlhf model sizes` lists the families that can be read",
-        })?;
+        let shape = shape_of(&config, &path)?;
         let head = head_of(&config, &path)?;
-        let mut params = read_weights(dir, &config, &shape, head)?;
-        for tensor in params.values_mut() {
-            *tensor = tensor.to_kind(kind).to_device(device);
-        }
+        let source = Source::Folder(&config);
+        let params = read_weights(dir, source, &shape, head, (kind, device))?;
         let reward_shift = config
             .get("reward_shift")
             .and_then(Value::as_f64)
@@ -56,13 +50,17 @@ impl Model {
         Ok(Self::from_params(shape, head, reward_shift, params))
     }
 
-    /// The type that a folder's weights are stored in.
+    /// The type that the weights of a folder, or of a GGUF file, are stored in.
     ///
     /// # Errors
     /// When there are no weights of floats.
     pub fn stored_kind(dir: &Path) -> Result<Kind, ModelError> {
-        let path = weight_files(dir)?.swap_remove(0);
-        let kind = Reader::open(&path)?.kind();
+        let path = if dir.is_file() {
+            dir.to_owned()
+        } else {
+            weight_files(dir)?.swap_remove(0).path
+        };
+        let kind = Reader::open(&path)?.main_kind();
         kind.ok_or_else(|| ModelError::Malformed {
             path,
             reason: "it holds no weights of floats".to_owned(),
@@ -121,6 +119,15 @@ impl Model {
         tensors.extend(self.stored_positions());
         weights::write_shards(dir, &tensors, shard_bytes)
     }
+}
+
+/// The shape that a `config.json` says.
+pub(crate) fn shape_of(config: &Value, path: &Path) -> Result<ModelShape, ModelError> {
+    ModelShape::from_hf(config).map_err(|error| ModelError::Config {
+        path: path.into(),
+        reason: error.to_string(),
+        hint: "`rlhf model sizes` lists the families that can be read",
+    })
 }
 
 fn head_of(config: &Value, path: &Path) -> Result<Head, ModelError> {

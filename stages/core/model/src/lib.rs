@@ -10,7 +10,8 @@
 //! converter exists.
 //!
 //! Reading order: `block`, `attention` and `positions` (the arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `cache` (decoding), `losses`,
-//! then `weights`, `read`, `folder` and `checkpoint` (files).
+//! then `weights` (files of tensors), `read`, `folder`,
+//! `checkpoint` and `gguf`.
 
 mod attention;
 mod block;
@@ -18,6 +19,7 @@ mod cache;
 mod checkpoint;
 mod error;
 mod folder;
+mod gguf;
 mod input;
 pub mod losses;
 mod positions;

@@ -69,6 +69,16 @@ fn last(tensor: &Tensor) -> i64 {
     tensor.size().last().copied().unwrap_or_default()
 }
 
+/// What a scaling divides the plain frequencies by, `[f]`, f64.
+pub(crate) fn divisors(rotary: &Rotary) -> Tensor {
+    let plain = Rotary {
+        scaling: RopeScaling::None,
+        ..*rotary
+    };
+    let (device, kind) = (Device::Cpu, Kind::Double);
+    frequencies(&plain, device, kind) / frequencies(rotary, device, kind)
+}
+
 /// Radians per position of each turned pair, `[f]`: `theta^(-2i/width)`, stretched as the model says.
 fn frequencies(rotary: &Rotary, device: Device, kind: Kind) -> Tensor {
     let width = rotary.width as i64;

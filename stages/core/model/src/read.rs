@@ -1,67 +1,112 @@
 //! The weights of a folder, checked against the shape that its `config.json` says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use recipe::families::Part;
 use recipe::shape::{ModelShape, Positions};
-use recipe::tensors::{Head, TensorSpec, tensors};
+use recipe::tensors::{Head, TensorSpec, WEIGHT_FILES, WEIGHTS, tensors};
 use runtime::files;
 use serde_json::Value;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::positions::sinusoidal;
-use crate::weights::{self, INDEX, Reader, WEIGHTS};
+use crate::gguf;
+use crate::positions::{divisors, sinusoidal};
+use crate::weights::{self, Reader};
 
-/// The files that hold the weights.
-pub(crate) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let index = dir.join(INDEX);
-    if dir.join(WEIGHTS).exists() || !index.exists() {
-        return Ok(vec![dir.join(WEIGHTS)]);
-    }
-    let value: Value = files::read_json(&index)?;
-    let names: Option<BTreeSet<&str>> = value
-        .get("weight_map")
-        .and_then(Value::as_object)
-        .and_then(|map| map.values().map(Value::as_str).collect());
-    let names = names.filter(|names| names.iter().all(|name| !name.contains('/')));
-    names
-        .map(|names| names.iter().map(|name| dir.join(name)).collect())
-        .ok_or_else(|| ModelError::Config {
-            path: index,
-            reason: "`weight_map` is not an object of file names".to_owned(),
-            hint: "copy or download the folder again",
-        })
+/// A file of weights.
+pub(crate) struct WeightFile {
+    pub(crate) path: PathBuf,
+    /// The tensors that an index puts there.
+    listed: Vec<String>,
 }
 
-/// All parameters: none missing, none left over, each of its shape.
+/// The files that hold the weights: safetensors before pickles, one before several.
+pub(crate) fn weight_files(dir: &Path) -> Result<Vec<WeightFile>, ModelError> {
+    let name = WEIGHT_FILES.iter().find(|name| dir.join(name).exists());
+    let name = *name.unwrap_or(&WEIGHTS);
+    let path = dir.join(name);
+    if path.extension().is_none_or(|end| end != "json") {
+        let listed = Vec::new();
+        return Ok(vec![WeightFile { path, listed }]);
+    }
+    let index: Value = files::read_json(&path)?;
+    let mut shards: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let map = index.get("weight_map").and_then(Value::as_object);
+    for (tensor, file) in map.into_iter().flatten() {
+        // A name alone: an index is no way out of its folder.
+        let file = file.as_str().filter(|file| !file.contains(['/', '\\']));
+        let file = file.unwrap_or_default().to_owned();
+        shards.entry(file).or_default().push(tensor.clone());
+    }
+    if shards.is_empty() || shards.contains_key("") {
+        return Err(ModelError::Config {
+            path,
+            reason: "`weight_map` is not an object of file names".to_owned(),
+            hint: "copy or download the folder again",
+        });
+    }
+    let files = shards.into_iter().map(|(file, listed)| WeightFile {
+        path: dir.join(file),
+        listed,
+    });
+    Ok(files.collect())
+}
+
+impl WeightFile {
+    /// Opens it, and refuses an index that promises what is not there.
+    pub(crate) fn open(&self) -> Result<Reader, ModelError> {
+        let reader = Reader::open(&self.path)?;
+        let found = reader.tensors();
+        let missing = self.listed.iter().find(|name| !found.contains_key(*name));
+        missing.map_or(Ok(reader), |name| {
+            Err(ModelError::Config {
+                path: self.path.clone(),
+                reason: format!("the index puts `{name}` here, but it is not"),
+                hint: "copy or download the folder again",
+            })
+        })
+    }
+}
+
+/// All parameters as `kind` on `device`: none missing, none left over, each of its shape.
 pub(crate) fn read_weights(
-    dir: &Path,
-    config: &Value,
+    path: &Path,
+    source: Source<'_>,
     shape: &ModelShape,
     head: Head,
+    (kind, device): (Kind, Device),
 ) -> Result<BTreeMap<String, Tensor>, ModelError> {
     let expected = tensors(shape, head)
         .into_iter()
         .map(|spec| (spec.name.clone(), spec));
     let mut folder = Folder {
-        config,
+        source,
         shape,
+        kind,
+        device,
         expected: expected.collect(),
         params: BTreeMap::new(),
-        repeats: repeats(shape, head),
+        repeats: repeats(source, shape, head),
         repeated: Vec::new(),
     };
-    for path in weight_files(dir)? {
-        let mut reader = Reader::open(&path)?;
+    let files = match source {
+        Source::Folder(_) => weight_files(path)?,
+        Source::Gguf => vec![WeightFile {
+            path: path.into(),
+            listed: Vec::new(),
+        }],
+    };
+    for file in files {
+        let reader = file.open()?;
         for (stored, found) in reader.tensors() {
-            folder.take(&mut reader, &path, &stored, &found)?;
+            folder.take(&reader, &file.path, &stored, &found)?;
         }
     }
     if let Some((name, spec)) = folder.expected.pop_first() {
         return Err(ModelError::MissingTensor {
-            path: dir.into(),
+            path: path.into(),
             name,
             expected: spec.dims,
         });
@@ -72,10 +117,42 @@ pub(crate) fn read_weights(
     Ok(folder.params)
 }
 
+/// Whose names and layouts the weights have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// Hugging Face's, in a folder with this `config.json`.
+    Folder(&'a Value),
+    /// ggml's, in one file.
+    Gguf,
+}
+
+impl Source<'_> {
+    /// Where a stored tensor goes; `None` for a name that does not belong to such a model.
+    fn parts(self, stored: &str, shape: &ModelShape) -> Option<Vec<Part>> {
+        match self {
+            Self::Folder(config) => shape.imported(config, stored),
+            Self::Gguf => {
+                let name = gguf::name_of(stored)?;
+                Some(vec![Part { name, rows: None }])
+            }
+        }
+    }
+
+    /// The tensor in Hugging Face's layout.
+    fn restore(self, tensor: Tensor, name: &str, shape: &ModelShape) -> Tensor {
+        match self {
+            Self::Folder(_) => tensor,
+            Self::Gguf => gguf::restore(tensor, name, shape.heads, shape.kv_heads),
+        }
+    }
+}
+
 /// A folder that is being read.
 struct Folder<'a> {
-    config: &'a Value,
+    source: Source<'a>,
     shape: &'a ModelShape,
+    kind: Kind,
+    device: Device,
     /// What has not been found yet.
     expected: BTreeMap<String, TensorSpec>,
     params: BTreeMap<String, Tensor>,
@@ -87,7 +164,7 @@ impl Folder<'_> {
     /// Takes one stored tensor, of dimensions `found`.
     fn take(
         &mut self,
-        reader: &mut Reader,
+        reader: &Reader,
         path: &Path,
         stored: &str,
         found: &[i64],
@@ -97,24 +174,36 @@ impl Folder<'_> {
             name: stored.to_owned(),
             found: found.to_vec(),
         };
-        let parts = self.shape.imported(self.config, stored);
+        let parts = self.source.parts(stored, self.shape);
         for Part { name, rows } in parts.ok_or_else(extra)? {
             let name = self.full_name(&name);
             if self.is_buffer(&name) {
                 continue;
             }
+            let all = found.first().copied().unwrap_or(1);
+            let rows = rows.map_or((0, all), |(first, count)| (first as i64, count as i64));
+            let read = || {
+                let stored_kind = reader.kind(stored)?;
+                if !weights::is_float(stored_kind) {
+                    return Err(ModelError::TensorType {
+                        path: path.into(),
+                        name: stored.to_owned(),
+                        found: format!("{stored_kind:?}"),
+                    });
+                }
+                reader.read_rows(stored, rows, self.kind, self.device)
+            };
             if let Some(repeat) = self.repeats.get(&name) {
-                let tensor = read_float(reader, path, stored)?;
-                self.repeated.push((path.into(), name, *repeat, tensor));
+                let of_repeat = (path.into(), name, *repeat, read()?);
+                self.repeated.push(of_repeat);
                 continue;
             }
             let spec = self.expected.remove(&name).ok_or_else(extra)?;
-            let end = rows.map(|(start, len)| (start + len) as i64);
             let mut dims = found.to_vec();
-            if let (Some((_, len)), Some(first)) = (rows, dims.first_mut()) {
-                *first = len as i64;
+            if let Some(first) = dims.first_mut() {
+                *first = rows.1;
             }
-            if spec.dims != dims || end.is_some_and(|end| end > found[0]) {
+            if spec.dims != dims || rows.0 + rows.1 > all {
                 return Err(ModelError::TensorShape {
                     path: path.into(),
                     name: stored.to_owned(),
@@ -122,11 +211,7 @@ impl Folder<'_> {
                     expected: spec.dims,
                 });
             }
-            let tensor = read_float(reader, path, stored)?;
-            let tensor = match rows {
-                Some((start, len)) => tensor.narrow(0, start as i64, len as i64).copy(),
-                None => tensor,
-            };
+            let tensor = self.source.restore(read()?, &name, self.shape);
             self.params.insert(name, tensor);
         }
         Ok(())
@@ -156,10 +241,12 @@ enum Repeat {
     Embedding,
     /// The table of sinusoidal positions: sines and cosines.
     Sinusoidal,
+    /// What scaled rotary positions divide their frequencies by.
+    Divisors,
 }
 
 /// The tensors that folders may store though the model does not need them.
-fn repeats(shape: &ModelShape, head: Head) -> BTreeMap<String, Repeat> {
+fn repeats(source: Source<'_>, shape: &ModelShape, head: Head) -> BTreeMap<String, Repeat> {
     let names = shape.names();
     let mut repeats = BTreeMap::new();
     if head == Head::Token && shape.tie_embeddings {
@@ -167,6 +254,9 @@ fn repeats(shape: &ModelShape, head: Head) -> BTreeMap<String, Repeat> {
     }
     if shape.positions == Positions::Sinusoidal {
         repeats.insert(format!("{}.weight", names.positions), Repeat::Sinusoidal);
+    }
+    if matches!(source, Source::Gguf) {
+        repeats.insert(gguf::FREQUENCIES.to_owned(), Repeat::Divisors);
     }
     repeats
 }
@@ -191,7 +281,8 @@ impl Repeat {
             Self::Sinusoidal => {
                 let table_td = sinusoidal(shape.max_positions, shape.width);
                 // Half-precision files hold rounded numbers.
-                let near = || (tensor.to_kind(Kind::Double) - &table_td).abs().max();
+                let stored_td = || tensor.to_device(Device::Cpu).to_kind(Kind::Double);
+                let near = || (stored_td() - &table_td).abs().max();
                 (
                     tensor.size() == table_td.size() && near().double_value(&[]) < 5e-3,
                     format!(
@@ -200,23 +291,24 @@ impl Repeat {
                     "remove `position_embedding_type` from config.json if the positions are learned",
                 )
             }
+            Self::Divisors => {
+                let divisors_f = shape.rotary().map(divisors);
+                let stored_f = tensor.to_device(Device::Cpu).to_kind(Kind::Double);
+                let near = |of: &Tensor| {
+                    let apart = (&stored_f / of - 1.0).abs().max();
+                    stored_f.size() == of.size() && apart.double_value(&[]) < 1e-3
+                };
+                (
+                    divisors_f.as_ref().is_some_and(near),
+                    format!("`{name}` are not the divisors of Llama 3's positions"),
+                    "use the model's Hugging Face folder",
+                )
+            }
         };
         if same {
             return Ok(());
         }
         let path = path.into();
         Err(ModelError::Config { path, reason, hint })
-    }
-}
-
-fn read_float(reader: &mut Reader, path: &Path, name: &str) -> Result<Tensor, ModelError> {
-    let tensor = reader.read(name)?;
-    match tensor.kind() {
-        kind if weights::is_float(kind) => Ok(tensor),
-        other => Err(ModelError::TensorType {
-            path: path.into(),
-            name: name.to_owned(),
-            found: format!("{other:?}"),
-        }),
     }
 }

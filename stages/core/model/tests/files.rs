@@ -286,6 +286,34 @@ fn weights_of_several_files_are_those_of_one() {
     for (name, tensor) in original.params() {
         assert!(read.params()[name].equal(tensor), "{name}");
     }
+    // An index that lies: about a tensor's place, about a tensor, and beyond the folder.
+    let index = dir.join(&names[4]);
+    let good: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&index).expect("read")).expect("JSON");
+    for (tensor, file, told) in [
+        ("model.norm.weight", &*names[1], "`model.norm.weight` here"),
+        (
+            "model.nothing.weight",
+            &names[1],
+            "`model.nothing.weight` here",
+        ),
+        (
+            "model.norm.weight",
+            "model-9.safetensors",
+            "model-9.safetensors does not exist",
+        ),
+        (
+            "model.norm.weight",
+            "../model.safetensors",
+            "not an object of file names",
+        ),
+    ] {
+        let mut lying = good.clone();
+        lying["weight_map"][tensor] = file.into();
+        std::fs::write(&index, lying.to_string()).expect("write");
+        assert!(error(&dir).contains(told), "{}", error(&dir));
+    }
+    std::fs::write(&index, good.to_string()).expect("write");
     std::fs::remove_file(dir.join(&names[1])).expect("remove");
     let error = Model::load(&dir, Device::Cpu, Kind::Float).expect_err("a file is missing");
     assert!(error.to_string().contains(&names[1]), "{error}");

@@ -8,6 +8,7 @@ use datasets::tokenizer::SPECIAL_TOKENS;
 use datasets::{DatasetKind, ImportFormat, Split, Tokenizer, dataset_file};
 
 use crate::shape::ModelShape;
+use crate::tensors::{WEIGHT_FILES, WEIGHTS};
 
 /// A message and a hint.
 type Refusal = (String, String);
@@ -49,12 +50,8 @@ pub(crate) fn check_dataset(path: &Path, kind: DatasetKind) -> Result<(), Refusa
 /// Checks that a folder holds a model with its tokenizer and the right head.
 pub(crate) fn check_model(dir: &Path, scalar: bool) -> Result<(), Refusal> {
     let config = read_config(dir)?;
-    let index = "model.safetensors.index.json";
-    let weights = if dir.join(index).is_file() {
-        index
-    } else {
-        "model.safetensors"
-    };
+    let there = |name: &&&str| dir.join(name).is_file();
+    let weights = WEIGHT_FILES.iter().find(there).unwrap_or(&WEIGHTS);
     for file in ["tokenizer.json", weights] {
         let file = dir.join(file);
         if !file.is_file() {

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use runtime::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Dtype, GoldRule, SamplingPlan};
@@ -90,6 +91,76 @@ pub struct ConvertRequest {
     pub dtype: Option<Dtype>,
     /// Bytes of a file of weights at most.
     pub shard_bytes: u64,
+}
+
+/// `rlhf model show`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShowRequest {
+    /// A folder, or a file of tensors.
+    pub model: PathBuf,
+}
+
+/// The answer to a [`ShowRequest`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShowReport {
+    /// All tensors, sorted by name.
+    pub tensors: Vec<ShownTensor>,
+    /// Tokens, the ids that end a reply and the padding id; `None` where there is no tokenizer.
+    pub tokenizer: Option<(usize, Vec<u32>, u32)>,
+    /// What the folder says of itself, where it does.
+    pub manifest: Option<Manifest>,
+}
+
+/// A stored tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownTensor {
+    /// The name that it is stored under.
+    pub name: String,
+    /// Its size along each dimension.
+    pub dims: Vec<i64>,
+    /// Its type, as the format names it.
+    pub dtype: String,
+    /// The name of its file.
+    pub file: String,
+}
+
+/// `rlhf model diff`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffRequest {
+    /// A folder, or a file of tensors.
+    pub one: PathBuf,
+    /// Another one.
+    pub other: PathBuf,
+}
+
+/// The answer to a [`DiffRequest`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DiffReport {
+    /// Keys of `config.json` whose values differ.
+    pub config: Vec<String>,
+    /// Whether both have the same tokenizer, or none.
+    pub same_tokenizer: bool,
+    /// Tensors that the other lacks.
+    pub only_in_one: Vec<String>,
+    /// Tensors that the first lacks.
+    pub only_in_other: Vec<String>,
+    /// Tensors of different sizes.
+    pub shapes: Vec<(String, Vec<i64>, Vec<i64>)>,
+    /// Tensors with different numbers.
+    pub values: Vec<ValueDiff>,
+    /// How many tensors hold the same numbers.
+    pub equal: usize,
+}
+
+/// How far two tensors are apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ValueDiff {
+    /// Their name.
+    pub name: String,
+    /// The largest difference of two numbers.
+    pub max_abs: f64,
+    /// The norm of the difference over that of the first.
+    pub relative: f64,
 }
 
 /// `rlhf chat`. The user's lines arrive as [`Command::Say`]; the worker answers each with one

@@ -3,6 +3,19 @@
 use crate::families::{MlpNames, QkvNames};
 use crate::shape::{BlockOrder, ModelShape, NormKind, Positions};
 
+/// The name of weights in one file.
+pub const WEIGHTS: &str = "model.safetensors";
+/// The name of the list of files where there are several.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// What holds a model's weights, or lists the files that do, in the order in which it is looked for;
+/// older repositories have the last two.
+pub const WEIGHT_FILES: [&str; 4] = [
+    WEIGHTS,
+    INDEX,
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
+
 /// What a model computes from its hidden states.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {

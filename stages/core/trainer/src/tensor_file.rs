@@ -24,17 +24,15 @@ pub(crate) fn read_tensors_into(
     path: &Path,
     targets: &BTreeMap<String, Tensor>,
 ) -> Result<(), TrainerError> {
-    let mut reader = Reader::open(path)?;
+    let reader = Reader::open(path)?;
     check(path, &reader.tensors(), targets)?;
     for (name, target) in targets {
-        let tensor = reader.read(name)?;
-        if tensor.kind() != target.kind() {
-            let (found, expected) = (
-                format!("{:?}", tensor.kind()),
-                format!("{:?}", target.kind()),
-            );
+        let (found, kind) = (reader.kind(name)?, target.kind());
+        if found != kind {
+            let (found, expected) = (format!("{found:?}"), format!("{kind:?}"));
             return Err(shape_error(path, name, found, expected));
         }
+        let tensor = reader.read(name, kind, target.device())?;
         no_grad(|| target.shallow_clone().f_copy_(&tensor))?;
     }
     Ok(())
