@@ -22,6 +22,10 @@ pub const RAW_TEMPLATE: &str = "{% for message in messages %}{{ message.content 
 
 const NAME: &str = "chat_template";
 
+/// Instructions that a rendering may take, with room to spare: a long dialogue takes some ten thousands,
+/// and the bound is reached in about a second.
+const FUEL: u64 = 10_000_000;
+
 /// A compiled template.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
@@ -48,6 +52,7 @@ impl ChatTemplate {
             .lstrip_blocks(true)
             .build();
         environment.set_syntax(syntax.map_err(compile_error)?);
+        environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.set_formatter(|out, state, value| match value.kind() {
@@ -78,19 +83,22 @@ impl ChatTemplate {
     /// The dialogue as one text, ready for the assistant's next turn if so asked.
     ///
     /// # Errors
-    /// When the template raises an exception, for example about an order of roles.
+    /// When the template raises an exception, for example about an order of roles, or does not come to
+    /// an end.
     pub fn render(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TokenizerError> {
-        let render_error = |source| TokenizerError::Render {
-            roles: messages
-                .iter()
-                .map(|m| m.role.as_str())
-                .collect::<Vec<_>>()
-                .join(", "),
-            source: Box::new(source),
+        let render_error = |source: Error| {
+            if source.kind() == ErrorKind::OutOfFuel {
+                return TokenizerError::Endless { steps: FUEL };
+            }
+            let roles = messages.iter().map(|m| m.role.as_str());
+            TokenizerError::Render {
+                roles: roles.collect::<Vec<_>>().join(", "),
+                source: Box::new(source),
+            }
         };
         let message = |m: &Message| {
             Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())])

@@ -41,6 +41,45 @@ fn known_templates_render_as_jinja2_renders_them() {
 }
 
 #[test]
+fn a_template_that_does_not_end_is_stopped_and_says_so() {
+    let messages = [Message::new("user", "hello")];
+    let loops =
+        "{% for a in range(99999) %}{% for b in range(99999) %}{{ a * b }}{% endfor %}{% endfor %}";
+    let silent = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    for source in [loops, silent] {
+        let error = compile(&golden(), source).render(&messages, true);
+        let text = error.expect_err("stopped").to_string();
+        assert!(text.contains("does not come to an end"), "{text}");
+        assert!(text.contains("10000000 instructions"), "{text}");
+    }
+    let recursive = "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}";
+    let error = compile(&golden(), recursive).render(&messages, true);
+    let text = error.expect_err("stopped").to_string();
+    assert!(text.contains("recursion limit exceeded"), "{text}");
+}
+
+#[test]
+fn a_template_that_does_not_parse_is_refused_with_its_line() {
+    for (source, line) in [
+        ("{% for message in messages %}", "line 1"),
+        ("\n{{ message.content", "line 2"),
+        ("{% endfor %}", "line 1"),
+        ("{{ messages | nonsense }", "line 1"),
+    ] {
+        let error = ChatTemplate::new(source, BTreeMap::new()).expect_err(source);
+        let text = error.to_string();
+        assert!(
+            text.contains("syntax error") && text.contains("chat_template:"),
+            "{text}"
+        );
+        assert!(
+            text.contains(&line.replace("line ", "chat_template:")),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn an_exception_of_the_template_reaches_the_user() {
     let golden = golden();
     let case = golden

@@ -115,6 +115,15 @@ pub enum TokenizerError {
         /// Why.
         source: Box<minijinja::Error>,
     },
+    /// The chat template loops.
+    #[error(
+        "the chat template does not come to an end: stopped after {steps} instructions\n  hint: look for \
+         a loop over a large range in chat_template of tokenizer_config.json"
+    )]
+    Endless {
+        /// Instructions that a rendering may take.
+        steps: u64,
+    },
     /// Rendering a longer dialogue changes what came before.
     #[error(
         "the chat template is not prefix-stable at message {message}: `{expected}` became \
