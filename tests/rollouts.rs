@@ -272,16 +272,24 @@ fn the_files_numbers_are_those_of_the_checkpoints() -> Outcome {
     let folder = scratch()?;
     let first = Rollouts::read(&path_of(1))?;
     let last = Rollouts::read(&path_of(tiny_number("ppo", "iterations")?))?;
-    let mut rows = String::new();
+    let (mut rows, mut ended) = (String::new(), String::new());
     for rollouts in [&first, &last] {
         let (prompts, responses) = (rollouts.ids("prompt_ids"), rollouts.ids("response_ids"));
-        for (prompt, response) in prompts.iter().zip(&responses) {
-            let ids = [&prompt[..], &response[..]].concat();
+        let reasons = rollouts.texts("finish_reason");
+        for ((prompt, response), reason) in prompts.iter().zip(&responses).zip(reasons) {
+            let mut ids = [&prompt[..], &response[..]].concat();
             writeln!(rows, "{}", json!({ "input_ids": ids }))?;
+            // What a reward model reads ends with EOS.
+            ids.extend((reason == "length").then_some(eos_id()?));
+            writeln!(ended, "{}", json!({ "input_ids": ids }))?;
         }
     }
-    let data = folder.path().join("rows.jsonl");
+    let (data, ended_data) = (
+        folder.path().join("rows.jsonl"),
+        folder.path().join("ended.jsonl"),
+    );
     fs::write(&data, rows)?;
+    fs::write(&ended_data, ended)?;
     let references = [
         first.lists("reference_logprobs"),
         last.lists("reference_logprobs"),
@@ -300,7 +308,7 @@ fn the_files_numbers_are_those_of_the_checkpoints() -> Outcome {
         assert_close("first logprobs", sampled, reference);
     }
     let raw = [first.numbers("score_raw"), last.numbers("score_raw")].concat();
-    for (expected, answer) in raw.iter().zip(score("reward/final", &data)?) {
+    for (expected, answer) in raw.iter().zip(score("reward/final", &ended_data)?) {
         let reward = answer["reward"].as_f64().ok_or("no reward")?;
         assert_close("reward", &[reward], &[*expected]);
         let normalized = answer["reward_normalized"]

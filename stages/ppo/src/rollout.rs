@@ -66,6 +66,13 @@ impl Episode {
         self.log_ratios().map(|d| (-d).exp() - 1.0 + d).sum()
     }
 
+    /// Prompt and response, whose last token is EOS also where the response was cut off.
+    fn ended(&self, eos_id: u32) -> Vec<u32> {
+        let eos = (!self.has_eos).then_some(eos_id);
+        let ids = self.prompt_ids.iter().chain(&self.response_ids).copied();
+        ids.chain(eos).collect()
+    }
+
     fn log_ratios(&self) -> impl Iterator<Item = f64> {
         self.logprobs
             .iter()
@@ -146,6 +153,9 @@ fn new_episode(
 /// Scores by the reward models: `score_raw`, and `score` after each model's normalising shift and
 /// the EOS rule.
 ///
+/// A response that was cut off is scored with EOS behind it: a reward model has learned to read its
+/// score at the end of a turn, and at any other token its number has no meaning.
+///
 /// # Errors
 /// Where a reward model fails.
 pub fn score(
@@ -154,10 +164,8 @@ pub fn score(
     eos_rule: EosRule,
     micro_batch: usize,
 ) -> Result<(), PpoError> {
-    let rows: Vec<Vec<u32>> = episodes
-        .iter()
-        .map(|e| [&e.prompt_ids[..], &e.response_ids[..]].concat())
-        .collect();
+    let eos_id = models.tokenizer.eos_id();
+    let rows: Vec<Vec<u32>> = episodes.iter().map(|e| e.ended(eos_id)).collect();
     for (judge, weight) in &models.rewards {
         let raw = judge.score(&rows, models.tokenizer.pad_id(), micro_batch)?;
         for (episode, raw) in episodes.iter_mut().zip(raw) {

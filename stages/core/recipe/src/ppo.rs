@@ -18,10 +18,11 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<(PpoPlan,
     let (reward, value_shape) = rewards(reader, resolver, &model, &shape)?;
     let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
     let sampling = sampling(reader, &shape)?;
-    let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens;
+    // A response that was cut off is scored with EOS behind it.
+    let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens + 1;
     if tokens > value_shape.max_positions {
         let message = format!(
-            "prompt and response take {tokens} tokens, the first reward model's max_positions are {}",
+            "prompt, response and EOS take {tokens} tokens, the first reward model's max_positions are {}",
             value_shape.max_positions
         );
         return Err(reader.problem(
