@@ -18,7 +18,7 @@ fn the_document_is_the_rendered_dialogue() {
     let rendered = template
         .render(&conversation.messages(0), false)
         .expect("rendered");
-    assert_eq!(conversation.text().text, rendered);
+    assert_eq!(conversation.text().text, rendered.text);
 }
 
 #[test]

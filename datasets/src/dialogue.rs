@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::error::TokenizerError;
 use crate::rows::Message;
+use crate::template::Rendered;
 use crate::tokenizer::{Tokenizer, WithOffsets};
 
 /// A rendered and encoded dialogue.
@@ -17,24 +18,27 @@ pub struct Dialogue {
 
 impl Tokenizer {
     /// Encodes a dialogue; the assistant's tokens and the EOS that ends each of its turns carry
-    /// loss, everything else does not.
+    /// loss, everything else does not. A template with `{% generation %}` says itself what carries loss.
     ///
     /// # Errors
     /// A template that refuses the dialogue, is not prefix-stable, or ends no turn with EOS.
     pub fn encode_dialogue(&self, messages: &[Message]) -> Result<Dialogue, TokenizerError> {
-        let text = self.render(messages, false)?;
-        let encoded = self.encode_with_offsets(&text)?;
-        self.dialogue_of(messages, &text, encoded)
+        let rendered = self.render_marked(messages)?;
+        let encoded = self.encode_with_offsets(&rendered.text)?;
+        self.dialogue_of(messages, &rendered, encoded)
     }
 
-    /// [`Tokenizer::encode_dialogue`] of messages whose `text` is rendered and encoded already.
+    /// [`Tokenizer::encode_dialogue`] of messages that are rendered and encoded already.
     pub(crate) fn dialogue_of(
         &self,
         messages: &[Message],
-        text: &str,
+        rendered: &Rendered,
         encoded: WithOffsets,
     ) -> Result<Dialogue, TokenizerError> {
-        let (ids, spans) = self.turns_of(messages, text, encoded)?;
+        if let Some(generated) = &rendered.generated {
+            return Ok(marked_dialogue(generated, encoded));
+        }
+        let (ids, spans) = self.turns_of(messages, &rendered.text, encoded)?;
         let mut loss = vec![false; ids.len()];
         for span in spans {
             loss[span].fill(true);
@@ -81,7 +85,8 @@ impl Tokenizer {
         for (k, bytes) in turns {
             let start = offsets.partition_point(|&(from, _)| from < bytes.start);
             let end = offsets.partition_point(|&(from, _)| from < bytes.end);
-            let eos = ids[start..end].iter().position(|&id| id == self.eos_id());
+            let is_end = |id: &u32| self.stop_ids().contains(id);
+            let eos = ids[start..end].iter().position(is_end);
             let eos = eos.ok_or_else(|| TokenizerError::NoEos {
                 message: k,
                 eos: self.eos_token().to_owned(),
@@ -135,6 +140,17 @@ impl Tokenizer {
         );
         Ok((ids, offsets))
     }
+}
+
+/// The dialogue of a template that marks itself what the assistant says: a token carries loss where a
+/// part of it is marked, which is transformers' `return_assistant_tokens_mask`.
+fn marked_dialogue(generated: &[Range<usize>], (ids, offsets): WithOffsets) -> Dialogue {
+    let is_marked = |&(from, to): &(usize, usize)| {
+        let overlaps = |bytes: &Range<usize>| from < bytes.end && bytes.start < to;
+        generated.iter().any(overlaps)
+    };
+    let loss = offsets.iter().map(is_marked).collect();
+    Dialogue { ids, loss }
 }
 
 /// Shows both texts from a little before the place where they part.

@@ -189,8 +189,8 @@ pub enum DataError {
     },
     /// Nothing in an example would be learned.
     #[error(
-        "demonstration `{id}` has no assistant message\n  hint: leave it out; the loss is on \
-         assistant messages only"
+        "demonstration `{id}` has no assistant message, or none that the chat template marks\n  hint: leave \
+         it out; the loss is on assistant messages only"
     )]
     NoLoss {
         /// The example's id.

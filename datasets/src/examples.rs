@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::dialogue::Dialogue;
 use crate::error::DataError;
 use crate::fit::{fit_dialogue, fit_prompt};
 use crate::rows::{Comparison, Demonstration, Message, Prompt};
@@ -178,15 +179,20 @@ fn sft_example(
         source,
     };
     // Finding the turns renders every prefix, so a long dialogue is measured first.
-    let text = tokenizer.render(&row.messages, false).map_err(in_example)?;
-    let encoded = tokenizer.encode_with_offsets(&text).map_err(in_example)?;
+    let rendered = tokenizer.render_marked(&row.messages).map_err(in_example)?;
+    let encoded = tokenizer
+        .encode_with_offsets(&rendered.text)
+        .map_err(in_example)?;
     let mut tokens = encoded.0.len();
     if tokens <= limit.tokens {
         let dialogue = tokenizer
-            .dialogue_of(&row.messages, &text, encoded)
+            .dialogue_of(&row.messages, &rendered, encoded)
             .map_err(in_example)?;
         tokens = dialogue.ids.len();
         if tokens <= limit.tokens {
+            if !is_learned(&dialogue) {
+                return Err(DataError::NoLoss { id: row.id.clone() });
+            }
             return Ok(Outcome::Fits(SftExample {
                 ids: dialogue.ids,
                 loss: dialogue.loss,
@@ -197,14 +203,18 @@ fn sft_example(
         return refused;
     }
     let short = fit_dialogue(tokenizer, &row.messages, limit.tokens).map_err(in_example)?;
-    // The first token is never predicted; without any other loss nothing would be learned.
-    if !short.loss.iter().skip(1).any(|&learned| learned) {
+    if !is_learned(&short) {
         return Ok(Outcome::Dropped);
     }
     Ok(Outcome::Truncated(SftExample {
         ids: short.ids,
         loss: short.loss,
     }))
+}
+
+/// The first token is never predicted; without any other loss nothing would be learned.
+fn is_learned(dialogue: &Dialogue) -> bool {
+    dialogue.loss.iter().skip(1).any(|&learned| learned)
 }
 
 /// Comparisons as token ids, at most `context` tokens for prompt, response and EOS together, with

@@ -36,8 +36,10 @@ pub mod stats;
 mod synthetic;
 pub mod table;
 pub mod template;
+mod template_functions;
 pub mod tokenizer;
 mod tokenizer_error;
+mod tokenizer_files;
 pub mod vocabulary;
 
 pub use collate::{Padded, Side, pad};

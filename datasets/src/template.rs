@@ -1,15 +1,16 @@
 //! Chat templates in the Hugging Face format: Jinja, configured as transformers configures it.
 
 use std::collections::BTreeMap;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::ops::Range;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
+use minijinja::value::ValueKind;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use crate::error::TokenizerError;
 use crate::rows::Message;
+use crate::template_functions::{add_functions, python_text};
 
 /// The template of tokenizers trained here: each message between its role's token and EOS.
 pub const OUR_TEMPLATE: &str = "{% for message in messages %}<|{{ message.role }}|>\
@@ -22,9 +23,12 @@ pub const RAW_TEMPLATE: &str = "{% for message in messages %}{{ message.content 
 
 const NAME: &str = "chat_template";
 
-/// Instructions that a rendering may take, with room to spare: a long dialogue takes some ten thousands,
-/// and the bound is reached in about a second.
-const FUEL: u64 = 10_000_000;
+/// Instructions that a rendering may take, with room to spare: a long dialogue takes some ten thousands.
+/// Text counts as one for 64 bytes, so a rendering takes about 128 MB of memory at most.
+const FUEL: u64 = 2_000_000;
+
+/// The filter that `{% generation %}` becomes, and the variable that holds its [`Marks`]' number.
+const MARK: &str = "mark_generation";
 
 /// A compiled template.
 #[derive(Debug, Clone)]
@@ -32,6 +36,18 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     special_tokens: BTreeMap<String, String>,
+    /// The template itself says what the assistant's words are.
+    has_generation_tags: bool,
+}
+
+/// A dialogue as a template writes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The whole text.
+    pub text: String,
+    /// What the template puts between `{% generation %}` and `{% endgeneration %}` (bytes of `text`, in
+    /// order); `None` for a template without these tags.
+    pub generated: Option<Vec<Range<usize>>>,
 }
 
 impl ChatTemplate {
@@ -56,15 +72,12 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.set_formatter(|out, state, value| match value.kind() {
-            ValueKind::Bool if value.is_true() => Ok(out.write_str("True")?),
-            ValueKind::Bool => Ok(out.write_str("False")?),
-            ValueKind::None => Ok(out.write_str("None")?),
+            ValueKind::Bool | ValueKind::None => Ok(out.write_str(&python_text(value))?),
             _ => minijinja::escape_formatter(out, state, value),
         });
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        environment.add_filter("tojson", tojson);
-        let runnable = without_generation_tags(source);
+        add_functions(&mut environment);
+        environment.add_filter(MARK, mark_generation);
+        let (runnable, has_generation_tags) = with_marking_filters(source);
         environment
             .add_template_owned(NAME, runnable)
             .map_err(compile_error)?;
@@ -72,6 +85,7 @@ impl ChatTemplate {
             environment,
             source: source.to_owned(),
             special_tokens,
+            has_generation_tags,
         })
     }
 
@@ -89,7 +103,7 @@ impl ChatTemplate {
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
-    ) -> Result<String, TokenizerError> {
+    ) -> Result<Rendered, TokenizerError> {
         let render_error = |source: Error| {
             if source.kind() == ErrorKind::OutOfFuel {
                 return TokenizerError::Endless { steps: FUEL };
@@ -103,6 +117,7 @@ impl ChatTemplate {
         let message = |m: &Message| {
             Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())])
         };
+        let marks = Marks::absent_from(messages);
         let mut context: Vec<(&str, Value)> = self
             .special_tokens
             .iter()
@@ -110,221 +125,118 @@ impl ChatTemplate {
             .collect();
         context.push(("messages", messages.iter().map(message).collect()));
         context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
+        // transformers passes them always.
+        context.push(("tools", Value::from(())));
+        context.push(("documents", Value::from(())));
+        context.push((MARK, Value::from(marks.number)));
         let template = self.environment.get_template(NAME).map_err(render_error)?;
-        template
+        let marked = template
             .render(Value::from_pairs(context))
-            .map_err(render_error)
+            .map_err(render_error)?;
+        let (text, generated) = marks.cut_out(&marked);
+        Ok(Rendered {
+            text,
+            generated: self.has_generation_tags.then_some(generated),
+        })
     }
 }
 
-/// `{% generation %}` marks what the assistant says for transformers' own loss mask, which is not
-/// used here. It becomes an `if` that is always true, so that whitespace control stays as it was.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else {
-            break;
-        };
-        let (before, tag) = (&rest[..start], &rest[start + 2..start + length]);
-        let name = tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        out.push_str(before);
-        out.push_str("{%");
-        match name {
-            "generation" => out.push_str(&tag.replace(name, " if true ")),
-            "endgeneration" => out.push_str(&tag.replace(name, " endif ")),
-            _ => out.push_str(tag),
+/// What stands in a rendering on both sides of the assistant's words, until it is cut out again: a
+/// number between two noncharacters, then a bracket that opens or closes.
+#[derive(Debug, Clone, Copy)]
+struct Marks {
+    number: u64,
+}
+
+impl Marks {
+    /// Marks that no message holds.
+    fn absent_from(messages: &[Message]) -> Self {
+        let holds = |mark: &str| messages.iter().any(|m| m.content.contains(mark));
+        let mut number = 0;
+        while holds(&Self { number }.text()) {
+            number += 1;
         }
-        out.push_str("%}");
-        rest = &rest[start + length + 2..];
+        Self { number }
     }
-    out.push_str(rest);
-    out
-}
 
-fn raise_exception(message: &str) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, message.to_owned()))
-}
-
-/// Python's `json.dumps(value, ensure_ascii=False)`, which is what transformers' filter is.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the form that minijinja calls filters in"
-)]
-fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-    if ensure_ascii == Some(true) {
-        let reason = "tojson(ensure_ascii=true) is not supported";
-        return Err(Error::new(ErrorKind::InvalidOperation, reason));
+    fn text(self) -> String {
+        format!("\u{fdd0}{}\u{fdd1}", self.number)
     }
-    let mut out = String::new();
-    write_json(&mut out, value, indent, 0)?;
-    Ok(Value::from_safe_string(out))
-}
 
-fn write_json(
-    out: &mut String,
-    value: &Value,
-    indent: Option<usize>,
-    depth: usize,
-) -> Result<(), Error> {
-    match value.kind() {
-        ValueKind::Undefined | ValueKind::None => out.push_str("null"),
-        ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number => out.push_str(&value.to_string()),
-        ValueKind::String => out.push_str(&quoted(value)),
-        ValueKind::Seq | ValueKind::Iterable => {
-            let items: Vec<Value> = value.try_iter()?.collect();
-            write_items(out, ('[', ']'), &items, indent, depth, |out, item| {
-                write_json(out, item, indent, depth + 1)
-            })?;
-        }
-        ValueKind::Map => {
-            let keys: Vec<Value> = value.try_iter()?.collect();
-            write_items(out, ('{', '}'), &keys, indent, depth, |out, key| {
-                out.push_str(&quoted(key));
-                out.push_str(": ");
-                write_json(out, &value.get_item(key)?, indent, depth + 1)
-            })?;
-        }
-        other => {
-            let reason = format!("tojson cannot write a value of type {other}");
-            return Err(Error::new(ErrorKind::InvalidOperation, reason));
-        }
-    }
-    Ok(())
-}
-
-/// A JSON string; keys that are no strings become strings, as in Python.
-fn quoted(value: &Value) -> String {
-    let text = value
-        .as_str()
-        .map_or_else(|| value.to_string(), str::to_owned);
-    serde_json::Value::String(text).to_string()
-}
-
-/// Items between brackets, separated as Python's `json.dumps` does.
-fn write_items(
-    out: &mut String,
-    (open, close): (char, char),
-    items: &[Value],
-    indent: Option<usize>,
-    depth: usize,
-    mut write: impl FnMut(&mut String, &Value) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let new_line = |out: &mut String, depth: usize| {
-        if let Some(width) = indent {
-            out.push('\n');
-            out.extend(std::iter::repeat_n(' ', width * depth));
-        }
-    };
-    out.push(open);
-    for (i, item) in items.iter().enumerate() {
-        if i > 0 {
-            out.push_str(if indent.is_some() { "," } else { ", " });
-        }
-        new_line(out, depth + 1);
-        write(out, item)?;
-    }
-    if !items.is_empty() {
-        new_line(out, depth);
-    }
-    out.push(close);
-    Ok(())
-}
-
-/// The present UTC time by a `strftime` format. A template that calls it renders differently on
-/// another day, so runs with such a template are reproducible within a day only.
-fn strftime_now(format: &str) -> Result<String, Error> {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |elapsed| elapsed.as_secs());
-    strftime(format, now)
-}
-
-fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = [
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-    ];
-    let days = seconds / 86_400;
-    let (year, month, day) = civil_date(days);
-    let (month_name, day_name) = (MONTHS[month - 1], DAYS[(days % 7) as usize]);
-    let mut out = String::new();
-    let mut letters = format.chars();
-    while let Some(letter) = letters.next() {
-        if letter != '%' {
-            out.push(letter);
-            continue;
-        }
-        match letters.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&two_digits(year % 100)),
-            Some('m') => out.push_str(&two_digits(month as u64)),
-            Some('d') => out.push_str(&two_digits(day)),
-            Some('B') => out.push_str(month_name),
-            Some('b') => out.push_str(&month_name[..3]),
-            Some('A') => out.push_str(day_name),
-            Some('a') => out.push_str(&day_name[..3]),
-            Some('H') => out.push_str(&two_digits(seconds / 3600 % 24)),
-            Some('M') => out.push_str(&two_digits(seconds / 60 % 60)),
-            Some('S') => out.push_str(&two_digits(seconds % 60)),
-            Some('%') => out.push('%'),
-            other => {
-                let code = other.map(String::from).unwrap_or_default();
-                let reason = format!("strftime_now does not know the code %{code}");
-                return Err(Error::new(ErrorKind::InvalidOperation, reason));
+    /// The text without marks, and what stood between them.
+    fn cut_out(self, marked: &str) -> (String, Vec<Range<usize>>) {
+        let mut text = String::with_capacity(marked.len());
+        let mut open = Vec::new();
+        let mut generated = Vec::new();
+        let mark = self.text();
+        let mut pieces = marked.split(&mark);
+        text.push_str(pieces.next().unwrap_or_default());
+        for piece in pieces {
+            if let Some(inside) = piece.strip_prefix('(') {
+                open.push(text.len());
+                text.push_str(inside);
+            } else if let Some(outside) = piece.strip_prefix(')').filter(|_| !open.is_empty()) {
+                generated.extend(open.pop().map(|start| start..text.len()));
+                text.push_str(outside);
+            } else {
+                text.push_str(piece);
             }
         }
+        generated.sort_by_key(|range| range.start);
+        (text, generated)
     }
-    Ok(out)
 }
 
-fn two_digits(number: u64) -> String {
-    format!("{number:02}")
-}
-
-/// Year, month and day of a day counted from 1970-01-01 (Howard Hinnant, `civil_from_days`).
-fn civil_date(days: u64) -> (u64, usize, u64) {
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
+fn mark_generation(state: &State, text: &str) -> String {
+    let number = state
+        .lookup(MARK)
+        .and_then(|number| u64::try_from(number).ok());
+    let mark = Marks {
+        number: number.unwrap_or_default(),
     };
-    (
-        year_of_era + era * 400 + u64::from(month <= 2),
-        month as usize,
-        day,
-    )
+    let mark = mark.text();
+    format!("{mark}({text}{mark})")
+}
+
+/// The template with each `{% generation %}` (transformers' tag around what the assistant says) as a
+/// scope within a filter that marks what is rendered there; and whether there is any. White space
+/// control stays as it was: `{%- generation +%}` becomes `{%- with -%}{%- filter mark_generation +%}`.
+fn with_marking_filters(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    let mut has_tags = false;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        out.push_str(before);
+        rest = tag;
+        if let Some((left, name, right, after)) = generation_tag(tag) {
+            let tags = if name == "generation" {
+                format!("{left} with -%}}{{%- filter {MARK} {right}%}}")
+            } else {
+                format!("{left} endfilter -%}}{{%- endwith {right}%}}")
+            };
+            out.push_str(&tags);
+            rest = after;
+            has_tags = true;
+        }
+    }
+    out.push_str(rest);
+    (out, has_tags)
+}
+
+/// Takes a tag apart, from behind its `{%` on: white space control, name, white space control, and what
+/// follows it. `None` for other tags.
+fn generation_tag(tag: &str) -> Option<(&str, &str, &str, &str)> {
+    let control = |text: &str| usize::from(text.starts_with(['-', '+']));
+    let (left, inside) = tag.split_at(control(tag));
+    let inside = inside.trim_start();
+    let name = ["generation", "endgeneration"]
+        .into_iter()
+        .find(|name| inside.starts_with(name))?;
+    let (name, inside) = inside.split_at(name.len());
+    let inside = inside.trim_start();
+    let (right, inside) = inside.split_at(control(inside));
+    Some((left, name, right, inside.strip_prefix("%}")?))
 }
 
 #[cfg(test)]

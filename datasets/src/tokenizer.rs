@@ -1,10 +1,8 @@
 //! Text to token ids and back, with special tokens and a chat template.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
-use runtime::files::{read_json, write_bytes, write_json};
+use runtime::files::{write_bytes, write_json};
 use runtime::hash::{hash_bytes, hash_json};
 use serde_json::{Map, Value};
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -16,8 +14,9 @@ use tokenizers::{
 use crate::error::TokenizerError;
 use crate::rows::Message;
 use crate::sentencepiece;
-use crate::specials::{Specials, end_ids, resolve_specials, special};
-use crate::template::{ChatTemplate, OUR_TEMPLATE, RAW_TEMPLATE};
+use crate::specials::{GenerationIds, Specials, resolve_specials, template_variables};
+use crate::template::{ChatTemplate, OUR_TEMPLATE, RAW_TEMPLATE, Rendered};
+use crate::tokenizer_files::{CONFIG_FILE, JSON_FILE, TokenizerFiles, default_template};
 
 /// Special tokens of tokenizers trained here; their ids are their indices.
 pub const SPECIAL_TOKENS: [&str; 5] = [
@@ -29,13 +28,6 @@ pub const SPECIAL_TOKENS: [&str; 5] = [
 ];
 /// The least vocabulary: special tokens and all bytes.
 const MINIMUM_VOCABULARY: usize = SPECIAL_TOKENS.len() + 256;
-
-const JSON_FILE: &str = "tokenizer.json";
-const CONFIG_FILE: &str = "tokenizer_config.json";
-const GENERATION_FILE: &str = "generation_config.json";
-const TEMPLATE_FILE: &str = "chat_template.jinja";
-/// Where old folders keep special tokens.
-const SPECIALS_FILE: &str = "special_tokens_map.json";
 
 /// Token ids, and where in the text each begins and ends (bytes).
 pub(crate) type WithOffsets = (Vec<u32>, Vec<(usize, usize)>);
@@ -52,8 +44,6 @@ pub struct Tokenizer {
     specials: Specials,
     /// Ids of all special tokens, ascending.
     special_ids: Vec<u32>,
-    /// Ids that end a reply: EOS, then those of `generation_config.json`.
-    stop_ids: Vec<u32>,
     vocab_size: usize,
 }
 
@@ -114,36 +104,26 @@ impl Tokenizer {
         let json = trained
             .to_string(false)
             .map_err(failed("writing the tokenizer"))?;
-        Self::of(Path::new(CONFIG_FILE), json, our_config())
+        let generation = GenerationIds::default();
+        Self::of(Path::new(CONFIG_FILE), json, our_config(), &generation)
     }
 
     /// Opens the tokenizer of a Hugging Face folder.
     ///
-    /// The end-of-text token comes from `tokenizer_config.json`, else `special_tokens_map.json`,
-    /// else it is `<|endoftext|>` where that exists; `generation_config.json` may name more tokens
-    /// that end a reply ([`Self::stop_ids`]). A folder without a padding token gets some
-    /// token other than EOS for it: padded positions are masked, but EOS must stay learnable.
+    /// Special tokens come from `tokenizer_config.json`, else `special_tokens_map.json`, else
+    /// `generation_config.json`, else EOS is `<|endoftext|>` where that exists;
+    /// `generation_config.json` may name more tokens that end a reply ([`Self::stop_ids`]). Where no
+    /// padding token is named, or it is EOS, some token without text is found for it: padded positions
+    /// are masked, but EOS must stay learnable.
     ///
     /// # Errors
     /// A file that is missing or malformed, special tokens that the vocabulary lacks.
     pub fn load(dir: &Path) -> Result<Self, TokenizerError> {
-        let json = read_text(&dir.join(JSON_FILE))?;
-        let config_path = dir.join(CONFIG_FILE);
-        let mut config: Map<String, Value> = if config_path.exists() {
-            read_json(&config_path)?
-        } else {
-            Map::new()
-        };
-        let specials_path = dir.join(SPECIALS_FILE);
-        if specials_path.exists() {
-            let specials: Map<String, Value> = read_json(&specials_path)?;
-            for (key, value) in specials {
-                config.entry(key).or_insert(value);
-            }
-        }
-        if let Some(template) = read_text(&dir.join(TEMPLATE_FILE))? {
-            config.insert("chat_template".to_owned(), Value::String(template));
-        }
+        let TokenizerFiles {
+            json,
+            mut config,
+            generation,
+        } = TokenizerFiles::read(dir)?;
         let json = match json {
             Some(json) => json,
             None => sentencepiece::json(dir, &mut config)?.ok_or_else(|| {
@@ -151,57 +131,40 @@ impl Tokenizer {
                 TokenizerError::Missing { path }
             })?,
         };
-        let mut tokenizer = Self::of(&config_path, json, config)?;
-        let more = end_ids(&dir.join(GENERATION_FILE))?;
-        for id in more {
-            if !tokenizer.stop_ids.contains(&id) {
-                tokenizer.stop_ids.push(id);
-            }
-        }
-        Ok(tokenizer)
+        Self::of(&dir.join(CONFIG_FILE), json, config, &generation)
     }
 
     pub(crate) fn of(
         config_path: &Path,
         json: String,
         mut config: Map<String, Value>,
+        generation: &GenerationIds,
     ) -> Result<Self, TokenizerError> {
         let what = config_path.with_file_name(JSON_FILE).display().to_string();
         let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(failed(&what))?;
         inner.with_truncation(None).map_err(failed(&what))?;
         inner.with_padding(None);
-        let specials = resolve_specials(config_path, &inner, &config)?;
-        // As they are used here, so that whoever opens the folder later pads with the same token.
-        for (key, (_, token)) in [("eos_token", &specials.eos), ("pad_token", &specials.pad)] {
-            if special(config_path, &config, key)?.as_ref() != Some(token) {
-                config.insert(key.to_owned(), Value::String(token.clone()));
-            }
-        }
-        let mut variables = BTreeMap::new();
-        for key in config.keys().filter(|key| key.ends_with("_token")) {
-            if let Ok(Some(token)) = special(config_path, &config, key) {
-                variables.insert(key.clone(), token);
-            }
-        }
-        let source = template_source(&config).unwrap_or_else(|| RAW_TEMPLATE.to_owned());
-        let template = ChatTemplate::new(&source, variables)?;
-        let vocab_size = inner
-            .get_vocab(true)
-            .into_values()
-            .max()
-            .map_or(0, |id| id as usize + 1);
         let added = inner.get_added_tokens_decoder().into_iter();
         let mut special_ids: Vec<u32> = added
             .filter(|(_, token)| token.special)
             .map(|(id, _)| id)
             .collect();
         special_ids.sort_unstable();
+        let specials = resolve_specials(config_path, &inner, &config, generation)?;
+        specials.write_to(&mut config, &special_ids);
+        let variables = template_variables(&config);
+        let source = default_template(&config).unwrap_or_else(|| RAW_TEMPLATE.to_owned());
+        let template = ChatTemplate::new(&source, variables)?;
+        let vocab_size = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |id| id as usize + 1);
         Ok(Self {
             inner,
             json,
             config,
             template,
-            stop_ids: vec![specials.eos.0],
             specials,
             special_ids,
             vocab_size,
@@ -231,7 +194,7 @@ impl Tokenizer {
     /// The tokens that end a reply when they are sampled: EOS first, then those that the folder's
     /// `generation_config.json` adds (Llama 3, Qwen and GLM end a turn with another token than a text).
     pub fn stop_ids(&self) -> &[u32] {
-        &self.stop_ids
+        &self.specials.stop
     }
 
     /// The text of [`Tokenizer::eos_id`].
@@ -301,7 +264,12 @@ impl Tokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TokenizerError> {
-        self.template.render(messages, add_generation_prompt)
+        Ok(self.template.render(messages, add_generation_prompt)?.text)
+    }
+
+    /// The whole dialogue as the chat template writes it, with what it marks as the assistant's words.
+    pub(crate) fn render_marked(&self, messages: &[Message]) -> Result<Rendered, TokenizerError> {
+        self.template.render(messages, false)
     }
 
     /// Token ids of a dialogue that waits for the assistant's turn.
@@ -361,34 +329,10 @@ fn our_config() -> Map<String, Value> {
     config
 }
 
-fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(TokenizerError::Tokenizers {
-            what: path.display().to_string(),
-            reason: e.to_string(),
-        }),
-    }
-}
-
-/// The chat template: a string, or a list of named ones of which `default` counts.
-fn template_source(config: &Map<String, Value>) -> Option<String> {
-    match config.get("chat_template")? {
-        Value::String(template) => Some(template.clone()),
-        Value::Array(named) => {
-            let is_default =
-                |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-            let entry = named.iter().find(is_default).or_else(|| named.first())?;
-            entry
-                .get("template")
-                .and_then(Value::as_str)
-                .map(str::to_owned)
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 #[path = "tokenizer_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tokenizer_folder_tests.rs"]
+mod folder_tests;

@@ -77,6 +77,40 @@ pub enum TokenizerError {
         /// What it holds.
         found: String,
     },
+    /// A token id of the configuration is beyond the vocabulary.
+    #[error(
+        "{}: `eos_token_id` names token {id}, which tokenizer.json does not contain\n  hint: name tokens \
+         of its vocabulary, or remove the key",
+        path.display()
+    )]
+    UnknownId {
+        /// `generation_config.json`.
+        path: PathBuf,
+        /// The id.
+        id: u32,
+    },
+    /// The chat templates of the configuration are of an impossible type.
+    #[error(
+        "{}: `chat_template` is neither a text nor a list of {{\"name\": ..., \"template\": ...}}\n  \
+         hint: correct the file",
+        path.display()
+    )]
+    BadTemplates {
+        /// `tokenizer_config.json`.
+        path: PathBuf,
+    },
+    /// There are several chat templates, and none is the one to use.
+    #[error(
+        "{}: there are chat templates called {names}, and none called default\n  hint: put the one to \
+         use into chat_template.jinja",
+        path.display()
+    )]
+    NoDefaultTemplate {
+        /// The folder.
+        path: PathBuf,
+        /// The names that are there.
+        names: String,
+    },
     /// The vocabulary cannot even hold all bytes.
     #[error(
         "vocab_size = {requested} is below {minimum}\n  hint: 256 bytes and 5 special tokens come \

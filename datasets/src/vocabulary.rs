@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::TokenizerError;
+use crate::specials::GenerationIds;
 use crate::tokenizer::Tokenizer;
 
 /// What a piece is for; both formats count them like this.
@@ -101,7 +102,7 @@ impl Vocabulary {
             reason,
         };
         let json = self.json().map_err(refuse)?;
-        Tokenizer::of(path, json, self.config())
+        Tokenizer::of(path, json, self.config(), &GenerationIds::default())
     }
 
     /// What `tokenizer_config.json` says of these pieces.

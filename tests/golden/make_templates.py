@@ -1,74 +1,99 @@
-"""Writes templates.json: chat templates and what Jinja2, configured as transformers configures it, makes of them.
+"""Writes templates.json: what transformers makes of the chat templates in templates/, and its masks of the assistant's tokens.
 
-Run with any Python that has jinja2 (PyTorch brings it): python3 tests/golden/make_templates.py
+The templates are written after those that the families publish: the same formats by the same means of Jinja.
+
+Run with transformers 5.23 and jinja2 3.1.6: python3 tests/golden/make_templates.py
 """
+import datetime
 import json
 from pathlib import Path
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.exceptions import TemplateError
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+HERE = Path(__file__).parent
+BOS, EOS = "<s>", "</s>"
+SPECIALS = [BOS, EOS, "<pad>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>"]
+MERGES = ["h e", "l l", "he ll", "hell o", "Ġ t", "i s", "t h", "Ġ th", "Ġth is", "Ċ Ċ", "a s", "as s", "ass is", "assis t"]
 
 
-class Generation(Extension):
-    """transformers' AssistantTracker, without the tracking."""
-
-    tags = {"generation"}
-
-    def parse(self, parser):
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(["name:endgeneration"], drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_call"), [], [], body).set_lineno(line)
-
-    def _call(self, caller):
-        return caller()
+def message(role, content):
+    return {"role": role, "content": content}
 
 
-def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-env.filters["tojson"] = tojson
-
-MESSAGES = [
-    {"role": "system", "content": "Be kind. "},
-    {"role": "user", "content": ' Hi, "you"?'},
-    {"role": "assistant", "content": "Hello!\n"},
-    {"role": "user", "content": "Bye <é>"},
+SYSTEM = message("system", " You are a pirate. \n")
+TALK = [
+    message("user", ' Hello, "how" are <you>? '),
+    message("assistant", "\n\nhello, this is great.\n"),
+    message("user", "naïve 日本 🎉\ttab"),
+    message("assistant", "<think>\nhm, hello?\n</think>\n\nThis is it."),
+    message("user", "Bye"),
 ]
-TEMPLATES = {
-    "chatml": "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
-    "llama-2": "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}",
-    "llama-3": "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
-    "blocks": """{%- set ns = namespace(count=0) -%}
-{% for message in messages %}
-    {% if message.role == 'system' %}
-        {% continue %}
-    {% endif %}
-    {% set ns.count = ns.count + 1 %}
-    {% if message.role == 'assistant' %}
-        {%- generation -%}
-<a>{{ message.content.strip() }}</a>
-        {% endgeneration %}
-    {% else %}
-{{ message | tojson }}
-{{ {'z': [1, true, none], 'a': {}} | tojson(indent=2) }}
-    {% endif %}
-{% endfor %}
-{{ ns.count }} {{ add_generation_prompt }} {{ none }} {{ messages[0].get('name', 'nobody') }}
-""",
+DIALOGUES = {
+    "one turn": TALK[:1],
+    "one turn, system": [SYSTEM, *TALK[:1]],
+    "answered": TALK[:2],
+    "three turns": TALK,
+    "three turns, system": [SYSTEM, *TALK],
+    "thinking": TALK[2:4],
+    "thinking, system": [SYSTEM, *TALK[:4]],
+    "two users": [TALK[0], TALK[2]],
+    "empty contents": [message("user", ""), message("assistant", "")],
+    "system alone": [SYSTEM],
+    "text like markup": [message("user", "{{ x }}{% y %}\ufdd0 0\ufdd1"), message("assistant", "\ufdd00\ufdd1</s>")],
 }
-golden = [
-    {
-        "name": name,
-        "template": template,
-        "rendered": env.from_string(template).render(
-            messages=MESSAGES, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
-        ),
-    }
-    for name, template in TEMPLATES.items()
-]
-out = {"messages": MESSAGES, "bos_token": "<s>", "eos_token": "</s>", "templates": golden}
-path = Path(__file__).with_name("templates.json")
-path.write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def tokenizer(template):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merged = [merge.replace(" ", "") for merge in MERGES]
+    vocabulary = {token: i for i, token in enumerate(SPECIALS + alphabet + merged)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split(" ")) for merge in MERGES]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token=BOS, eos_token=EOS, pad_token="<pad>", chat_template=template
+    )
+
+
+def rendered(template, messages, generation_prompt):
+    try:
+        texts, _ = render_jinja_template(
+            [messages], chat_template=template, add_generation_prompt=generation_prompt, bos_token=BOS, eos_token=EOS
+        )
+    except TemplateError as error:
+        return {"error": str(error)}
+    return {"text": texts[0].replace(datetime.datetime.now().strftime("%d %b %Y"), "TODAY")}
+
+
+def masked(template, messages):
+    encoded = tokenizer(template).apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    return {"ids": encoded["input_ids"], "mask": encoded["assistant_masks"]}
+
+
+templates = {}
+for file in sorted((HERE / "templates").glob("*.jinja")):
+    source = file.read_text(encoding="utf-8")
+    cases = {}
+    for name, messages in DIALOGUES.items():
+        cases[name] = {
+            "plain": rendered(source, messages, False),
+            "prompted": rendered(source, messages, True),
+        }
+        if file.stem.startswith("generation"):
+            cases[name]["masked"] = masked(source, messages)
+    templates[file.stem] = cases
+out = {
+    "bos_token": BOS,
+    "eos_token": EOS,
+    "tokenizer": json.loads(tokenizer(None)._tokenizer.to_str()),
+    "dialogues": DIALOGUES,
+    "templates": templates,
+}
+path = HERE / "templates.json"
+path.write_text(json.dumps(out, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
