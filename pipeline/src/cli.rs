@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use recipe::request::{Compute, Sampling};
 
+pub use crate::cli_model::{ConvertArgs, DiffArgs, MergeArgs, ModelCommand, ShowArgs};
 use crate::inspect::InspectArgs;
-use crate::values::{
-    Device, DtypeArg, above_zero, at_least_one, byte_size, parse_override, probability,
-};
+use crate::values::{Device, DtypeArg, above_zero, at_least_one, parse_override, probability};
 
 /// Trains language models from human feedback: a base model, supervised fine-tuning, a reward model,
 /// and PPO.
@@ -107,71 +106,6 @@ Needs no libtorch itself. Exit code 1 if something is wrong.")]
     Doctor,
 }
 
-/// The commands on models.
-#[derive(Debug, Subcommand)]
-pub enum ModelCommand {
-    /// List the named sizes (`model = { size = "…" }`) with their shapes and exact parameter counts.
-    #[command(after_help = "\
-Example:
-  rlhf model sizes | grep pythia")]
-    Sizes,
-    /// Read a model folder and write it again: in another type, or in files of another size.
-    #[command(after_help = "\
-Example:
-  rlhf model convert --model runs/demo/ppo/final --out demo-bf16 --dtype bf16 --shard-size 2GB
-  rlhf model convert --model SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2")]
-    Convert(ConvertArgs),
-    /// Say what a model is: family, shape, files, tokenizer, what it was made from.
-    #[command(after_help = "\
-Example:
-  rlhf model show runs/demo/ppo/final --tensors")]
-    Show(ShowArgs),
-    /// Compare two models: configuration, tokenizer, and every number.
-    #[command(after_help = "\
-Example:
-  rlhf model diff runs/demo/sft/final runs/demo/ppo/final
-
-Exit code 1 if they differ.")]
-    Diff(DiffArgs),
-}
-
-/// `rlhf model show`.
-#[derive(Debug, Clone, Args)]
-pub struct ShowArgs {
-    /// A model's folder, or a file of weights (.safetensors, .bin, .gguf).
-    pub model: PathBuf,
-    /// Every tensor with its type and shape.
-    #[arg(long)]
-    pub tensors: bool,
-}
-
-/// `rlhf model diff`.
-#[derive(Debug, Clone, Args)]
-pub struct DiffArgs {
-    /// A model's folder, or a file of weights.
-    pub one: PathBuf,
-    /// Another one.
-    pub other: PathBuf,
-}
-
-/// `rlhf model convert`.
-#[derive(Debug, Clone, Args)]
-pub struct ConvertArgs {
-    /// A language model's or reward model's folder (Hugging Face format), or a .gguf file of the Llama
-    /// family.
-    #[arg(long, value_name = "DIR")]
-    pub model: PathBuf,
-    /// The folder to make.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Type of the weights; as they are stored where it is not given (f32 for quantized ones).
-    #[arg(long, value_enum)]
-    pub dtype: Option<DtypeArg>,
-    /// Size of a file of weights at most, in bytes, KB, MB or GB.
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = byte_size)]
-    pub shard_size: u64,
-}
-
 /// A pipeline's file and what is said over it.
 #[derive(Debug, Clone, Args)]
 pub struct ConfigArgs {
@@ -222,6 +156,9 @@ pub struct GenerateArgs {
     /// A language model's folder (Hugging Face format).
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// A folder of adapters (in the format of peft) on that model.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// Continue this raw text, and print plain text.
     #[arg(
         long,
@@ -253,6 +190,9 @@ pub struct ScoreArgs {
     /// A language model's or reward model's folder (Hugging Face format).
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// A folder of adapters (in the format of peft) on that model.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// What to score.
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
@@ -267,6 +207,9 @@ pub struct ChatArgs {
     /// A language model's folder (Hugging Face format).
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
+    /// A folder of adapters (in the format of peft) on that model.
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
     /// A first message of role `system`.
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,

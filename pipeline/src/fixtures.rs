@@ -46,6 +46,7 @@ pub fn pipeline() -> Result<Pipeline, Box<dyn Error>> {
         train: train(),
     };
     let sft = SftPlan {
+        lora: None,
         model: from_stage("pretrain"),
         shape: shape(),
         data: from_stage("corpus"),

@@ -13,6 +13,7 @@
 
 mod checks;
 mod cli;
+mod cli_model;
 mod commands;
 mod data_stages;
 mod death;
@@ -55,6 +56,7 @@ fn dispatch(command: &Command) -> Outcome {
                 Ok(())
             }
             ModelCommand::Convert(args) => commands::model::convert(args),
+            ModelCommand::Merge(args) => commands::model::merge(args),
             ModelCommand::Show(args) => commands::model_files::show(args),
             ModelCommand::Diff(args) => commands::model_files::diff(args),
         },

@@ -1,4 +1,4 @@
-"""Compares `rlhf` with transformers, live: every family, random weights, three shapes each.
+"""Compares `rlhf` with transformers and peft, live: every family, random weights, three shapes each.
 
     make parity                                   # in an environment of its own
     python tests/parity/parity.py [FAMILY...]
@@ -6,16 +6,21 @@
 For each model, written by transformers (as safetensors or as `pytorch_model.bin`): `rlhf score` gives its log-probabilities (rewards) within 1e-4 in f32,
 `rlhf generate --greedy` its greedy tokens, and the folder that `rlhf model convert` writes opens in transformers
 with the same logits.
+
+Adapters, on the first shape of each family: those that peft writes, `rlhf score --adapter` and `rlhf model merge`
+read; those that `rlhf run` trains in two steps, peft reads, with the logits of the merged `final/`.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
 import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -178,6 +183,72 @@ def greedy(model, row):
     return row[-NEW_TOKENS:]
 
 
+PIPELINE = """
+name = "adapters"
+
+[stages.sft]
+kind = "sft"
+model = "path:model"
+data = "demonstrations.jsonl"
+context = 16
+batch = 4
+steps = 2
+optimizer = {{ lr = 0.05 }}
+lora = {{ r = 3, target_modules = {targets} }}
+"""
+
+
+def trained_here(folder, rows, targets):
+    """The adapters of `rlhf run` on the model in `folder`, and the model that they were merged into."""
+    with (folder / "demonstrations.jsonl").open("w") as out:
+        for i in range(80):  # a twentieth is held out
+            content = " ".join(f"w{t}" for t in rows[0][:3]) if i % 2 else f"w{rows[0][3 + i % 5]}"
+            messages = [dict(role="user", content=f"w{2 + i % 50}"), dict(role="assistant", content=content)]
+            out.write(json.dumps(dict(id=str(i), messages=messages)) + "\n")
+    config = folder / "pipeline.toml"
+    config.write_text(PIPELINE.format(targets=json.dumps(targets)))
+    rlhf("run", config, "--run-dir", folder / "run", "--device", "cpu")
+    return folder / "run/sft/final"
+
+
+def check_adapters(family, folder):
+    prefix, cls, settings = FAMILIES[family]
+    shape = SHAPES[0]
+    model = build(prefix, cls, settings[0](shape), shape["vocab"], 0)
+    there, adapter, data = folder / "model", folder / "adapter", folder / "rows.jsonl"
+    save(model, shape["vocab"], there, 0)
+    rows = rows_of(shape["vocab"], 0)
+    write_rows(rows, data)
+    final = trained_here(folder, rows, "all-linear" if len(family) % 2 else ["q", "output", "down"])
+    problems = []
+    with warnings.catch_warnings(record=True) as caught:  # keys that are missing or too many are warned of
+        warnings.simplefilter("always")
+        ours = PeftModel.from_pretrained(getattr(transformers, cls).from_pretrained(there), final / "adapter").eval()
+    problems += [str(w.message) for w in caught if "adapter keys" in str(w.message)]
+    merged = getattr(transformers, cls).from_pretrained(final).eval()
+    apart = max((logits(ours, row) - logits(merged, row)).abs().max().item() for row in rows)
+    moved = max((logits(ours, row) - logits(model, row)).abs().max().item() for row in rows)
+    if apart > 1e-5 * max(1.0, moved) or moved < 1e-3:
+        problems.append(f"peft reads our adapter {apart:.1e} away from final/, which moved by {moved:.1e}")
+
+    theirs = get_peft_model(model, LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", task_type="CAUSAL_LM"))
+    with torch.no_grad():
+        for name, p in theirs.eval().named_parameters():
+            if "lora_B" in name:
+                p.add_(0.1 * torch.randn_like(p))
+    theirs.save_pretrained(adapter)
+    scored = rlhf("score", "--model", there, "--adapter", adapter, "--data", data)
+    gap = gap_of_scores(theirs, rows, scored, False)
+    if gap > BOUND:
+        problems.append(f"scores under peft's adapter differ by {gap:.1e}")
+    rlhf("model", "merge", "--model", there, "--adapter", adapter, "--out", folder / "merged")
+    again = getattr(transformers, cls).from_pretrained(folder / "merged").eval()
+    apart = max((logits(theirs, row) - logits(again, row)).abs().max().item() for row in rows)
+    if apart > 1e-5:
+        problems.append(f"the merged folder's logits differ by {apart:.1e}")
+    return gap, problems
+
+
 def check(family, index, scalar, folder):
     prefix, cls, settings = FAMILIES[family]
     shape = SHAPES[index]
@@ -207,14 +278,20 @@ def check(family, index, scalar, folder):
 
 def main(chosen):
     failed = 0
+
+    def report(words, run):
+        nonlocal failed
+        with tempfile.TemporaryDirectory() as folder:
+            gap, problems = run(Path(folder))
+        failed += bool(problems)
+        print(f"{words}  gap {gap:.1e}  {'; '.join(problems) or 'equal'}", flush=True)
+
     for family in chosen or FAMILIES:
         for index in range(len(SHAPES)):
             for scalar in (False, True):
-                with tempfile.TemporaryDirectory() as folder:
-                    gap, problems = check(family, index, scalar, Path(folder))
-                failed += bool(problems)
                 head = "scalar" if scalar else "token"
-                print(f"{family:10} shape {index} {head:6}  gap {gap:.1e}  {'; '.join(problems) or 'equal'}", flush=True)
+                report(f"{family:10} shape {index} {head:6}", lambda folder: check(family, index, scalar, folder))
+        report(f"{family:10} adapters      ", lambda folder: check_adapters(family, folder))
     if failed:
         raise SystemExit(f"{failed} models differ")
 

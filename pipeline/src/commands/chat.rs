@@ -7,7 +7,7 @@ use std::thread;
 use recipe::request::{ChatRequest, Command};
 use runtime::Event;
 
-use super::{TICK, check_model, print, start};
+use super::{TICK, check_adapter, check_model, print, start};
 use crate::cli::ChatArgs;
 use crate::failure::{Failure, Outcome};
 use crate::worker::Incoming;
@@ -18,8 +18,10 @@ use crate::worker::Incoming;
 /// A model that is not there, no libtorch, or what the worker says.
 pub fn run(args: &ChatArgs) -> Outcome {
     check_model(&args.model)?;
+    check_adapter(args.adapter.as_deref())?;
     let request = ChatRequest {
         model: args.model.clone(),
+        adapter: args.adapter.clone(),
         system: args.system.clone(),
         sampling: args.sampling.resolve(false),
         compute: args.compute.resolve(),

@@ -84,6 +84,8 @@ fn print(line: &str) -> io::Result<()> {
 fn check_model(dir: &Path) -> Outcome {
     let hint = if dir.join("final/config.json").exists() {
         format!("its model is in {}", dir.join("final").display())
+    } else if dir.join("adapter_config.json").exists() {
+        "name the model that these adapters stand on, and them with --adapter".to_owned()
     } else if is_gguf(dir) {
         let file = dir.display();
         format!("make a folder of it first: rlhf model convert --model {file} --out DIR")
@@ -102,6 +104,29 @@ fn check_model(dir: &Path) -> Outcome {
         "--model {} {problem}\n  hint: {hint}",
         dir.display()
     )))
+}
+
+/// Checks an `--adapter` before anything is started for it.
+fn check_adapter(dir: Option<&Path>) -> Outcome {
+    match dir {
+        Some(dir) if !dir.join("adapter_config.json").exists() => Err(Failure::Usage(anyhow!(
+            "--adapter {} has no adapter_config.json\n  hint: give a folder of peft, such as \
+             runs/demo/sft/final/adapter",
+            dir.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Checks an `--out` before anything is started for it.
+fn check_out(dir: &Path) -> Outcome {
+    if dir.exists() {
+        return Err(Failure::Usage(anyhow!(
+            "--out {} is there already\n  hint: give the name of a new folder",
+            dir.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Whether this is a file that says `.gguf`.

@@ -1,12 +1,11 @@
 //! `rlhf model`: the named sizes; folders written again.
 
-use anyhow::anyhow;
 use recipe::request::ConvertRequest;
 use recipe::sizes;
 
-use super::{check_model, is_gguf, print, relay};
-use crate::cli::ConvertArgs;
-use crate::failure::{Failure, Outcome};
+use super::{check_adapter, check_model, check_out, is_gguf, print, relay};
+use crate::cli::{ConvertArgs, MergeArgs};
+use crate::failure::Outcome;
 use crate::values::DtypeArg;
 
 /// Lists the named sizes.
@@ -23,14 +22,28 @@ pub fn convert(args: &ConvertArgs) -> Outcome {
     if !is_gguf(&args.model) {
         check_model(&args.model)?;
     }
-    if args.out.exists() {
-        return Err(Failure::Usage(anyhow!(
-            "--out {} is there already\n  hint: give the name of a new folder",
-            args.out.display()
-        )));
-    }
+    check_out(&args.out)?;
     let request = ConvertRequest {
         model: args.model.clone(),
+        adapter: None,
+        out: args.out.clone(),
+        dtype: args.dtype.map(DtypeArg::resolve),
+        shard_bytes: args.shard_size,
+    };
+    relay("convert", &request)
+}
+
+/// Checks the arguments of `rlhf model merge` and puts the request to the worker.
+///
+/// # Errors
+/// As [`convert`], and an adapter that is not there.
+pub fn merge(args: &MergeArgs) -> Outcome {
+    check_model(&args.model)?;
+    check_adapter(Some(&args.adapter))?;
+    check_out(&args.out)?;
+    let request = ConvertRequest {
+        model: args.model.clone(),
+        adapter: Some(args.adapter.clone()),
         out: args.out.clone(),
         dtype: args.dtype.map(DtypeArg::resolve),
         shard_bytes: args.shard_size,

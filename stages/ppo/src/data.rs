@@ -5,8 +5,9 @@ use datasets::loader::Order;
 use datasets::{Prompt, Split, Tokenizer};
 use judge::RewardJudge;
 use model::{Checkpoint, Model};
-use recipe::plan::PpoPlan;
-use trainer::StageContext;
+use recipe::plan::{PpoPlan, Source};
+use runtime::manifest::Manifest;
+use trainer::{StageContext, TrainerError};
 
 use crate::PpoError;
 
@@ -27,6 +28,9 @@ pub struct Models {
 impl Models {
     /// Loads them as the plan says; refuses reward models of another tokenizer.
     ///
+    /// With adapters no weights are copied: the reference is the policy's weights without its adapters, and
+    /// the value model has adapters and a head of its own on the first reward model.
+    ///
     /// # Errors
     /// Where a checkpoint cannot be read or does not fit.
     pub fn load(ctx: &StageContext, plan: &PpoPlan) -> Result<Self, PpoError> {
@@ -37,22 +41,57 @@ impl Models {
         } = ctx.load_checkpoint(&plan.model)?;
         let mut rewards = Vec::with_capacity(plan.reward.len());
         for source in &plan.reward {
-            let reward = ctx.load_checkpoint(&source.model)?;
-            if reward.tokenizer.hash() != tokenizer.hash() {
+            let (model, reward_tokenizer) = reward_model(ctx, plan, &source.model, &policy)?;
+            if reward_tokenizer.hash() != tokenizer.hash() {
                 let (reward, policy) = (ctx.path(&source.model), ctx.path(&plan.model));
                 return Err(PpoError::OtherTokenizer { reward, policy });
             }
-            let judge = RewardJudge::new(reward.model)?;
-            rewards.push((judge, source.weight));
+            rewards.push((RewardJudge::new(model)?, source.weight));
         }
+        let first = rewards[0].0.model();
+        let (policy, reference, value) = match &plan.lora {
+            None => {
+                let reference = policy.deep_copy();
+                (policy, reference, first.deep_copy())
+            }
+            Some(lora) => {
+                let reference = policy.share();
+                let own = (!lora.share_backbone).then_some(&lora.value);
+                let source = &plan.reward[0].model;
+                let value = ctx.adapt(first.fork(), own, source, "value adapters");
+                let adapters = Some(&lora.policy);
+                let policy = ctx.adapt(policy, adapters, &plan.model, "policy adapters");
+                (policy, reference, value)
+            }
+        };
         Ok(Self {
-            reference: policy.deep_copy(),
-            value: rewards[0].0.model().deep_copy(),
             policy,
+            reference,
+            value,
             rewards,
             tokenizer,
         })
     }
+}
+
+/// A reward model and its tokenizer: its adapters on the policy's weights where the backbone is shared, else
+/// the merged model.
+fn reward_model(
+    ctx: &StageContext,
+    plan: &PpoPlan,
+    source: &Source,
+    policy: &Model,
+) -> Result<(Model, Tokenizer), PpoError> {
+    if plan.lora.as_ref().is_some_and(|lora| lora.share_backbone) {
+        let dir = ctx.path(source);
+        Manifest::verify(&dir).map_err(TrainerError::from)?;
+        let model = policy.with_adapter(&dir.join(trainer::ADAPTER))?;
+        return Ok((model, ctx.load_tokenizer(source)?));
+    }
+    let Checkpoint {
+        model, tokenizer, ..
+    } = ctx.load_checkpoint(source)?;
+    Ok((model, tokenizer))
 }
 
 /// Prompts and their order.

@@ -229,14 +229,14 @@ impl<'a> Ppo<'a> {
             .iter()
             .map(|(judge, _)| of(judge.model()))
             .sum();
-        let (policy, value) = (of(&models.policy), of(&models.value));
         let inner_epochs = self.plan.inner_epochs as f64;
-        let forward = policy + of(&models.reference) + rewards + value;
-        let updates = 3.0 * inner_epochs * (policy + value);
+        let forward = of(&models.policy) + of(&models.reference) + rewards + of(&models.value);
+        let train = |model: &Model| model.training_flops_per_token(context);
+        let updates = inner_epochs * (train(&models.policy) + train(&models.value));
         let pretraining = self.plan.ptx.as_ref().map_or(0.0, |ptx| {
             let tokens = self.plan.batch * ptx.sequences_per_episode * ptx.context;
-            let per_token = models.policy.forward_flops_per_token(ptx.context);
-            3.0 * inner_epochs * tokens as f64 * per_token
+            let per_token = models.policy.training_flops_per_token(ptx.context);
+            inner_epochs * tokens as f64 * per_token
         });
         tokens as f64 * (forward + updates) + pretraining
     }

@@ -2,6 +2,7 @@
 //!
 //! Shapes: `n` responses of a micro-batch, all prompts' one after another; `t` columns, `d` width.
 
+use datasets::Tokenizer;
 use datasets::collate::{ComparisonExample, Side, pad};
 use judge::RewardJudge;
 use model::{Checkpoint, Input, Model, RecordOptions};
@@ -22,11 +23,8 @@ use crate::loss::{PairIndex, accuracy, kwise_loss, margins};
 /// # Errors
 /// [`RewardError`] says what failed.
 pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError> {
-    let Checkpoint {
-        model, tokenizer, ..
-    } = ctx.load_checkpoint(&plan.model)?;
+    let (model, tokenizer) = start(ctx, plan)?;
     let data = Data::open(ctx, plan, &tokenizer)?;
-    let model = model.to_scalar(ctx.seed);
     let (pad_id, micro_batch) = (tokenizer.pad_id(), ctx.plan.execution.micro_batch);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_prompts())?;
     while session.is_running() {
@@ -54,6 +52,16 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
     let rows = data.zero_rows(ctx, plan, &session.tokenizer)?;
     normalise(&mut session.model, &rows, pad_id, micro_batch)?;
     Ok(session.finish(selected)?)
+}
+
+/// The language model's trunk under a new head, and under new adapters where the plan has some.
+fn start(ctx: &StageContext, plan: &RewardPlan) -> Result<(Model, Tokenizer), RewardError> {
+    let Checkpoint {
+        model, tokenizer, ..
+    } = ctx.load_checkpoint(&plan.model)?;
+    let lora = plan.lora.as_ref();
+    let model = ctx.adapt(model.to_scalar(ctx.seed), lora, &plan.model, "adapters");
+    Ok((model, tokenizer))
 }
 
 /// Adds the gradients of the batch's mean loss, and reports loss, accuracy and scores.
@@ -125,7 +133,7 @@ fn normalise(
     pad_id: u32,
     micro_batch: usize,
 ) -> Result<(), RewardError> {
-    let judge = RewardJudge::new(model.deep_copy())?;
+    let judge = RewardJudge::new(model.share())?;
     let scores = judge.score(rows, pad_id, micro_batch)?;
     model.reward_shift = -mean(&scores);
     tracing::info!(

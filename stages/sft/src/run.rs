@@ -17,6 +17,7 @@ pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
         model, tokenizer, ..
     } = ctx.load_checkpoint(&plan.model)?;
     let data = Data::open(ctx, plan, &tokenizer)?;
+    let model = ctx.adapt(model, plan.lora.as_ref(), &plan.model, "adapters");
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
     let mut session = Session::open(
         ctx,

@@ -5,7 +5,6 @@ use std::sync::mpsc::Receiver;
 use anyhow::{Result, bail};
 use datasets::{Message, Tokenizer};
 use generation::Request;
-use model::Model;
 use recipe::request::{ChatRequest, Command};
 use runtime::events::{Event, emit};
 
@@ -13,8 +12,7 @@ use crate::{compute, generate};
 
 /// Answers each thing that is said with one line, remembering what fits into the context.
 pub fn run(request: &ChatRequest, lines: &Receiver<Command>) -> Result<()> {
-    let (device, kind) = compute::of(&request.compute)?;
-    let model = Model::load(&request.model, device, kind)?;
+    let model = compute::load(&request.model, request.adapter.as_deref(), &request.compute)?;
     let tokenizer = Tokenizer::load(&request.model)?;
     let options = generate::options(&request.sampling, &tokenizer, 1);
     let system: Vec<Message> = request

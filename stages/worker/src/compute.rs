@@ -1,6 +1,9 @@
 //! Devices and number formats of requests.
 
+use std::path::Path;
+
 use anyhow::Result;
+use model::Model;
 use recipe::request::Compute;
 use tch::{Device, Kind};
 use torch_ext::DeviceChoice;
@@ -9,6 +12,20 @@ use torch_ext::DeviceChoice;
 pub fn device(word: &str) -> Result<Device> {
     let choice: DeviceChoice = word.parse()?;
     Ok(torch_ext::resolve_device(choice)?)
+}
+
+/// The model of a request, under adapters where it names some.
+pub fn load(dir: &Path, adapter: Option<&Path>, compute: &Compute) -> Result<Model> {
+    let (device, kind) = of(compute)?;
+    adapted(Model::load(dir, device, kind)?, adapter)
+}
+
+/// The model under the adapters of a folder, where there is one.
+pub fn adapted(model: Model, adapter: Option<&Path>) -> Result<Model> {
+    Ok(match adapter {
+        Some(dir) => model.with_adapter(dir)?,
+        None => model,
+    })
 }
 
 /// Device and format of a request.

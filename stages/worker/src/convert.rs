@@ -1,4 +1,4 @@
-//! `rlhf model convert`.
+//! `rlhf model convert` and `rlhf model merge`.
 
 use anyhow::Result;
 use model::{Checkpoint, Model, write_folder};
@@ -8,7 +8,10 @@ use runtime::events::{Event, emit};
 use runtime::manifest::{Manifest, content_id};
 use tch::Device;
 
-/// Reads a model and writes it again: in another type, in files of another size, sealed.
+use crate::compute;
+
+/// Reads a model and writes it again, sealed: in another type, in files of another size, with adapters merged
+/// into it.
 pub fn run(request: &ConvertRequest) -> Result<()> {
     let kind = match request.dtype {
         Some(dtype) => trainer::context::kind_of(dtype),
@@ -22,13 +25,22 @@ pub fn run(request: &ConvertRequest) -> Result<()> {
     let Checkpoint {
         model, tokenizer, ..
     } = checkpoint;
+    let model = compute::adapted(model, request.adapter.as_deref())?.merged();
     let folder = WholeFolder::create(&request.out)?;
     write_folder(folder.path(), &model, &tokenizer, request.shard_bytes)?;
-    let mut manifest = Manifest::new("checkpoint", "convert", 0);
-    let parent = content_id(&request.model, Manifest::read)?;
-    manifest
-        .parents
-        .insert(request.model.display().to_string(), parent);
+    let made_by = if request.adapter.is_some() {
+        "merge"
+    } else {
+        "convert"
+    };
+    let mut manifest = Manifest::new("checkpoint", made_by, 0);
+    for path in [Some(&request.model), request.adapter.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        let parent = content_id(path, Manifest::read)?;
+        manifest.parents.insert(path.display().to_string(), parent);
+    }
     manifest.seal(folder.path())?;
     folder.commit()?;
     emit(&Event::Note {

@@ -3,7 +3,6 @@
 use anyhow::Result;
 use datasets::Tokenizer;
 use generation::{Request, Sample, SamplingOptions};
-use model::Model;
 use recipe::request::{GenerateInput, GenerateRequest, Sampling};
 use runtime::events::{Event, emit};
 use serde::Serialize;
@@ -22,8 +21,7 @@ struct Line<'a> {
 
 /// Continues every prompt; prints JSON lines for a file, plain text for one prompt.
 pub fn run(request: &GenerateRequest) -> Result<()> {
-    let (device, kind) = compute::of(&request.compute)?;
-    let model = Model::load(&request.model, device, kind)?;
+    let model = compute::load(&request.model, request.adapter.as_deref(), &request.compute)?;
     let tokenizer = Tokenizer::load(&request.model)?;
     let prompts = match &request.input {
         GenerateInput::Prompt { text } => vec![tokenizer.encode_with_special(text)?],

@@ -14,8 +14,7 @@ use crate::{compute, rows};
 
 /// Prints log-probabilities (language model) or rewards (reward model), a JSON line a row.
 pub fn run(request: &ScoreRequest) -> Result<()> {
-    let (device, kind) = compute::of(&request.compute)?;
-    let model = Model::load(&request.model, device, kind)?;
+    let model = compute::load(&request.model, request.adapter.as_deref(), &request.compute)?;
     let tokenizer = Tokenizer::load(&request.model)?;
     let rows = rows::read(&request.data)?;
     let rows = rows

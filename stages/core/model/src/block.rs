@@ -8,6 +8,7 @@ use recipe::families::{MlpNames, QkvNames};
 use recipe::shape::{Activation, BlockOrder, ModelShape, NormKind};
 use tch::Tensor;
 
+use crate::adapter::{Adapter, LowRank};
 use crate::attention::{Mask, attend};
 use crate::positions::Turn;
 
@@ -20,6 +21,8 @@ pub(crate) struct Context {
     pub(crate) mask: Mask,
     /// The same in layers with a sliding window, where there are any.
     pub(crate) local_mask: Option<Mask>,
+    /// The rate of dropout before adapters.
+    pub(crate) adapter_dropout: f64,
 }
 
 /// Keys and values of one layer, `[b, h, capacity, e]`, of which `past` positions are filled.
@@ -34,6 +37,7 @@ pub(crate) struct LayerCache<'a> {
 pub(crate) struct Params<'a> {
     pub(crate) by_name: &'a BTreeMap<String, Tensor>,
     pub(crate) shape: &'a ModelShape,
+    pub(crate) adapter: Option<&'a Adapter>,
 }
 
 impl Params<'_> {
@@ -53,6 +57,7 @@ impl Params<'_> {
             weight: self.weight(name),
             bias: bias.then(|| self.get(&format!("{name}.bias"))),
             in_out: self.shape.names().in_out,
+            adapter: self.adapter.and_then(|adapter| adapter.beside(name)),
         }
     }
 
@@ -73,10 +78,22 @@ pub(crate) struct Linear {
     bias: Option<Tensor>,
     /// `[in, out]` (`Conv1D`), not `[out, in]`.
     in_out: bool,
+    /// What is trained in place of the matrix, where there is such a thing.
+    adapter: Option<LowRank>,
 }
 
 impl Linear {
-    pub(crate) fn forward(&self, x_btd: &Tensor) -> Tensor {
+    /// `dropout` is the rate before the adapter.
+    pub(crate) fn forward(&self, x_btd: &Tensor, dropout: f64) -> Tensor {
+        let y_btd = self.product(x_btd);
+        match &self.adapter {
+            Some(adapter) => y_btd + adapter.forward(x_btd, dropout),
+            None => y_btd,
+        }
+    }
+
+    /// The product with the matrix itself.
+    fn product(&self, x_btd: &Tensor) -> Tensor {
         match (&self.bias, self.in_out) {
             (bias, false) => x_btd.linear(&self.weight, bias.as_ref()),
             (Some(bias), true) => {
@@ -152,24 +169,24 @@ impl Attention {
         }
     }
 
-    /// Queries, keys and values, `[b, h, t, e]`.
-    fn project(&self, x_btd: &Tensor) -> [Tensor; 3] {
+    /// Queries, keys and values, `[b, h, t, e]`; `dropout` is the rate before adapters.
+    fn project(&self, x_btd: &Tensor, dropout: f64) -> [Tensor; 3] {
         let (rows, len) = (x_btd.size()[0], x_btd.size()[1]);
         let split = |y: &Tensor, heads: i64| y.reshape([rows, len, heads, -1]).transpose(1, 2);
         match &self.qkv {
             QueryKeyValue::Split([q, k, v]) => [
-                split(&q.forward(x_btd), self.heads),
-                split(&k.forward(x_btd), self.kv_heads),
-                split(&v.forward(x_btd), self.kv_heads),
+                split(&q.forward(x_btd, dropout), self.heads),
+                split(&k.forward(x_btd, dropout), self.kv_heads),
+                split(&v.forward(x_btd, dropout), self.kv_heads),
             ],
             QueryKeyValue::Thirds(linear) => {
-                let parts = linear.forward(x_btd).chunk(3, -1);
+                let parts = linear.forward(x_btd, dropout).chunk(3, -1);
                 [0, 1, 2].map(|i| split(&parts[i], self.heads))
             }
             QueryKeyValue::Groups(linear) => {
                 let group = self.heads / self.kv_heads;
                 let dims = [rows, len, self.kv_heads, group + 2, self.head_dim];
-                let grouped = linear.forward(x_btd).view(dims);
+                let grouped = linear.forward(x_btd, dropout).view(dims);
                 let part = |start, len| grouped.narrow(3, start, len).flatten(2, 3).transpose(1, 2);
                 [part(0, group), part(group, 1), part(group + 1, 1)]
             }
@@ -178,7 +195,7 @@ impl Attention {
 
     fn forward(&self, x_btd: &Tensor, context: &Context, cache: Option<&LayerCache>) -> Tensor {
         let (rows, len) = (x_btd.size()[0], x_btd.size()[1]);
-        let [mut q, mut k, v] = self.project(x_btd);
+        let [mut q, mut k, v] = self.project(x_btd, context.adapter_dropout);
         if let Some([q_norm, k_norm]) = &self.qk_norms {
             q = q_norm.forward(&q);
             k = k_norm.forward(&k);
@@ -202,8 +219,8 @@ impl Attention {
                 attend(&q, &keys, &values, mask, self.scale)
             }
         };
-        self.output
-            .forward(&y_bhte.transpose(1, 2).reshape([rows, len, -1]))
+        let y_btd = y_bhte.transpose(1, 2).reshape([rows, len, -1]);
+        self.output.forward(&y_btd, context.adapter_dropout)
     }
 }
 
@@ -245,16 +262,19 @@ impl Mlp {
         }
     }
 
-    fn forward(&self, x_btd: &Tensor, activation: Activation) -> Tensor {
+    fn forward(&self, x_btd: &Tensor, activation: Activation, dropout: f64) -> Tensor {
         match self {
-            Self::Plain { up, down } => down.forward(&activate(&up.forward(x_btd), activation)),
+            Self::Plain { up, down } => {
+                let up = activate(&up.forward(x_btd, dropout), activation);
+                down.forward(&up, dropout)
+            }
             Self::Gated { gate, up, down } => {
-                let gate = activate(&gate.forward(x_btd), activation);
-                down.forward(&(gate * up.forward(x_btd)))
+                let gate = activate(&gate.forward(x_btd, dropout), activation);
+                down.forward(&(gate * up.forward(x_btd, dropout)), dropout)
             }
             Self::FusedGate { both, down } => {
-                let parts = both.forward(x_btd).chunk(2, -1);
-                down.forward(&(activate(&parts[0], activation) * &parts[1]))
+                let parts = both.forward(x_btd, dropout).chunk(2, -1);
+                down.forward(&(activate(&parts[0], activation) * &parts[1]), dropout)
             }
         }
     }
@@ -313,7 +333,8 @@ impl Block {
             }
         };
         let attention = |x: &Tensor| drop(self.attention.forward(x, context, cache));
-        let mlp = |x: &Tensor| drop(self.mlp.forward(x, self.activation));
+        let rate = context.adapter_dropout;
+        let mlp = |x: &Tensor| drop(self.mlp.forward(x, self.activation, rate));
         let norm1 = |x: &Tensor| self.attention_norm.forward(x);
         let norm2 = |x: &Tensor| match &self.mlp_norm {
             Some(norm) => norm.forward(x),

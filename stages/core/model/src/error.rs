@@ -40,6 +40,14 @@ pub enum ModelError {
         /// The file.
         path: PathBuf,
     },
+    /// A file that an adapter's folder must have is not there.
+    #[error(
+        "{path} does not exist\n  hint: an adapter's folder holds adapter_config.json and adapter_model.safetensors"
+    )]
+    MissingAdapter {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is no whole file of tensors.
     #[error("{path}: not a valid file of weights: {reason}\n  hint: copy or save the file again")]
     Malformed {

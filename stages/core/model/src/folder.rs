@@ -47,7 +47,7 @@ impl Model {
             .get("reward_shift")
             .and_then(Value::as_f64)
             .unwrap_or(0.0);
-        Ok(Self::from_params(shape, head, reward_shift, params))
+        Ok(Self::from_params(shape, head, reward_shift, params, None))
     }
 
     /// The type that the weights of a folder, or of a GGUF file, are stored in.
@@ -73,6 +73,9 @@ impl Model {
     ///
     /// # Errors
     /// When the disk is full or writing fails.
+    ///
+    /// # Panics
+    /// When the model has adapters: they are [saved apart](Self::save_adapter), or [merged](Self::merged).
     pub fn save(&self, dir: &Path) -> Result<(), ModelError> {
         self.save_with(dir, None, SHARD_BYTES)
     }
@@ -83,6 +86,7 @@ impl Model {
         ids: Option<SpecialIds>,
         shard_bytes: u64,
     ) -> Result<(), ModelError> {
+        assert!(self.adapter.is_none(), "adapters are saved apart or merged");
         let mut config = Value::Object(self.shape.to_hf());
         config["architectures"] =
             json!([self.shape.family.architecture(self.head == Head::Scalar)]);

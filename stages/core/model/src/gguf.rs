@@ -35,7 +35,7 @@ impl Checkpoint {
         let config = file.config(&reader)?;
         let shape = shape_of(&config, path)?;
         let params = read_weights(path, Source::Gguf, &shape, Head::Token, (kind, device))?;
-        let model = Model::from_params(shape, Head::Token, 0.0, params);
+        let model = Model::from_params(shape, Head::Token, 0.0, params, None);
         let vocabulary = file.vocabulary()?;
         let tokenizer = vocabulary
             .tokenizer(path)

@@ -9,10 +9,11 @@
 //! sampling; parameters carry Hugging Face's names and layouts (`recipe::tensors`), so that no
 //! converter exists.
 //!
-//! Reading order: `block`, `attention` and `positions` (the arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `cache` (decoding), `losses`,
-//! then `weights` (files of tensors), `read`, `folder`,
+//! Reading order: `block`, `attention` and `positions` (the arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `adapter` (what is trained beside frozen
+//! weights), `cache` (decoding), `losses`, then `weights` (files of tensors), `read`, `folder`, `peft`,
 //! `checkpoint` and `gguf`.
 
+mod adapter;
 mod attention;
 mod block;
 mod cache;
@@ -22,6 +23,7 @@ mod folder;
 mod gguf;
 mod input;
 pub mod losses;
+mod peft;
 mod positions;
 mod read;
 mod tape;

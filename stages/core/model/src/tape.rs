@@ -21,7 +21,7 @@ pub struct RecordOptions {
     pub checkpointing: bool,
     /// Rate of residual dropout: on what attention and MLP add to the residual stream.
     pub dropout: f64,
-    /// What this pass's dropout masks depend on, together with the block (not the batch's layout).
+    /// What this pass's dropout masks (those before adapters, too) depend on, together with the block (not the batch's layout).
     pub dropout_key: u64,
 }
 
@@ -49,7 +49,10 @@ impl Model {
     /// ```
     pub fn record(&self, input: &Input, options: &RecordOptions) -> (Tensor, Tape) {
         let input = input.shallow_clone();
-        let context = self.context(&input);
+        let context = Context {
+            adapter_dropout: self.adapter_dropout(),
+            ..self.context(&input)
+        };
         let embedded_btd = self.embed(&input.ids_bt, &input.positions());
         let mut x_btd = leaf(&embedded_btd);
         let mut blocks = Vec::with_capacity(self.blocks().len());
@@ -85,7 +88,7 @@ impl Model {
         options: &RecordOptions,
     ) -> Tensor {
         let run = || self.blocks()[index].forward(x_btd, context, None, options.dropout);
-        if options.dropout == 0.0 {
+        if options.dropout == 0.0 && context.adapter_dropout == 0.0 {
             return run();
         }
         seeded(

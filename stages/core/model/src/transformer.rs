@@ -9,6 +9,7 @@ use recipe::shape::{ModelShape, Positions};
 use recipe::tensors::{Head, Init, SCALAR_HEAD, TensorSpec, tensors};
 use tch::{Device, Kind, Tensor};
 
+use crate::adapter::Adapter;
 use crate::attention::{Mask, Span};
 use crate::block::{Block, Context, Linear, Norm, Params};
 use crate::input::Input;
@@ -23,7 +24,9 @@ pub struct Model {
     pub head: Head,
     /// Added to a raw reward to normalise it (scalar heads; see [`Model::normalized`]).
     pub reward_shift: f64,
-    params: BTreeMap<String, Tensor>,
+    pub(crate) params: BTreeMap<String, Tensor>,
+    /// What is trained in place of the parameters, where there is such a thing.
+    pub(crate) adapter: Option<Adapter>,
     // The same tensors as in `params`, by their roles.
     embedding_vd: Tensor,
     /// What is added to the embedding for each position, learned or sinusoidal.
@@ -46,7 +49,7 @@ impl Model {
                 (spec.name, tensor)
             })
             .collect();
-        Self::from_params(shape.clone(), head, 0.0, params)
+        Self::from_params(shape.clone(), head, 0.0, params, None)
     }
 
     /// A model of given tensors, which must be those of [`tensors`].
@@ -55,14 +58,14 @@ impl Model {
         head: Head,
         reward_shift: f64,
         params: BTreeMap<String, Tensor>,
+        adapter: Option<Adapter>,
     ) -> Self {
-        let (by_name, names) = (
-            Params {
-                by_name: &params,
-                shape: &shape,
-            },
-            shape.names(),
-        );
+        let by_name = Params {
+            by_name: &params,
+            shape: &shape,
+            adapter: adapter.as_ref(),
+        };
+        let names = shape.names();
         let embedding_vd = by_name.weight(names.embedding);
         let positions_td = match shape.positions {
             Positions::Learned { .. } => Some(by_name.weight(names.positions)),
@@ -87,6 +90,7 @@ impl Model {
             head,
             reward_shift,
             params,
+            adapter,
             embedding_vd,
             positions_td,
             project,
@@ -97,43 +101,29 @@ impl Model {
     }
 
     /// A reward model on a copy of this model's trunk, with a new head N(0, 1/(width+1)).
-    #[must_use]
-    pub fn to_scalar(&self, seed: u64) -> Self {
-        let mut params = self.copied_params();
-        params.remove(&format!("{}.weight", self.shape.names().head));
-        for spec in tensors(&self.shape, Head::Scalar) {
-            params.entry(spec.name.clone()).or_insert_with(|| {
-                draw(&spec, seed)
-                    .to_kind(self.kind())
-                    .to_device(self.device())
-            });
-        }
-        Self::from_params(self.shape.clone(), Head::Scalar, 0.0, params)
-    }
-
-    /// A copy that shares no memory, and is not trainable until told so.
-    #[must_use]
-    pub fn deep_copy(&self) -> Self {
-        Self::from_params(
-            self.shape.clone(),
-            self.head,
-            self.reward_shift,
-            self.copied_params(),
-        )
-    }
-
-    fn copied_params(&self) -> BTreeMap<String, Tensor> {
-        self.params
-            .iter()
-            .map(|(name, tensor)| (name.clone(), tensor.detach().copy()))
-            .collect()
-    }
-
-    /// Takes over another model's numbers (converted to this one's type and device).
     ///
     /// # Panics
-    /// When the shapes or heads differ.
+    /// When the model has adapters.
+    #[must_use]
+    pub fn to_scalar(&self, seed: u64) -> Self {
+        assert!(self.adapter.is_none(), "the model has adapters");
+        let (kind, device) = (self.kind(), self.device());
+        let mut params = self.deep_copy().params;
+        params.remove(&format!("{}.weight", self.shape.names().head));
+        for spec in tensors(&self.shape, Head::Scalar) {
+            params
+                .entry(spec.name.clone())
+                .or_insert_with(|| draw(&spec, seed).to_kind(kind).to_device(device));
+        }
+        Self::from_params(self.shape.clone(), Head::Scalar, 0.0, params, None)
+    }
+
+    /// Takes over the numbers of what is trained of another model (converted to this one's type and device).
+    ///
+    /// # Panics
+    /// When the shapes, heads or adapters differ.
     pub fn copy_from(&mut self, other: &Self) {
+        let theirs = other.trainable();
         assert!(
             self.shape == other.shape && self.head == other.head,
             "{:?} {:?} takes over {:?} {:?}",
@@ -143,29 +133,29 @@ impl Model {
             other.head
         );
         tch::no_grad(|| {
-            for (name, tensor) in &mut self.params {
-                tensor.copy_(&other.params[name]);
+            for (name, mut tensor) in self.trainable() {
+                tensor.copy_(&theirs[&name]);
             }
         });
         self.reward_shift = other.reward_shift;
     }
 
-    /// All parameters by Hugging Face name.
+    /// All parameters by Hugging Face name; adapters are not among them.
     pub fn params(&self) -> &BTreeMap<String, Tensor> {
         &self.params
     }
 
-    /// Whether the parameters collect gradients. New and loaded models are not trainable.
+    /// Whether what is [trained](Self::trainable) collects gradients. New and loaded models do not.
     pub fn set_trainable(&self, trainable: bool) {
-        for tensor in self.params.values() {
+        for tensor in self.trainable().values() {
             let _ = tensor.set_requires_grad(trainable);
         }
     }
 
     /// Forgets all gradients.
     pub fn zero_grad(&self) {
-        for tensor in self.params.values() {
-            tensor.shallow_clone().zero_grad();
+        for tensor in self.trainable().values_mut() {
+            tensor.zero_grad();
         }
     }
 
@@ -179,7 +169,7 @@ impl Model {
         self.embedding_vd.kind()
     }
 
-    /// Number of parameters.
+    /// Number of parameters, those of adapters not among them.
     pub fn num_params(&self) -> usize {
         self.params.values().map(Tensor::numel).sum()
     }
@@ -243,8 +233,14 @@ impl Model {
         self.scalar(&hidden_btd.index(&[Some(rows_b), Some(last_b)]))
     }
 
-    /// Floating-point operations of a forward pass, per token of a sequence of `context`; training
-    /// takes three times as many.
+    /// Floating-point operations of a forward and a backward pass, per token of a sequence of `context`.
+    pub fn training_flops_per_token(&self, context: usize) -> f64 {
+        let forward = self.forward_flops_per_token(context);
+        let lora = self.adapter.as_ref().map(|adapter| &adapter.plan);
+        self.shape.training_flops_per_token(forward, context, lora)
+    }
+
+    /// Floating-point operations of a forward pass, per token of a sequence of `context`.
     pub fn forward_flops_per_token(&self, context: usize) -> f64 {
         let with_logits = self.shape.forward_flops_per_token(context);
         match self.head {
@@ -282,7 +278,7 @@ impl Model {
             None => x_btd.shallow_clone(),
         };
         match &self.project {
-            Some([_, out]) => out.forward(&normed_btd),
+            Some([_, out]) => out.forward(&normed_btd, 0.0),
             None => normed_btd,
         }
     }
@@ -310,6 +306,7 @@ impl Model {
                 _ => Mask::new(span, None),
             },
             local_mask: local.map(|local| Mask::new(span, Some(local.window))),
+            adapter_dropout: 0.0,
         }
     }
 
@@ -323,7 +320,7 @@ impl Model {
             |table: &Tensor, rows: &Tensor| Tensor::embedding(table, rows, -1, false, false);
         let mut tokens_btd = look_up(&self.embedding_vd, ids_bt);
         if let Some([into, _]) = &self.project {
-            tokens_btd = into.forward(&tokens_btd);
+            tokens_btd = into.forward(&tokens_btd, 0.0);
         }
         match (&self.positions_td, self.shape.positions) {
             (Some(table), Positions::Learned { unused }) if unused > 0 => {
@@ -353,14 +350,15 @@ pub(crate) fn seeded<T>(key: u64, draw: impl FnOnce() -> T) -> T {
 }
 
 /// A tensor as it starts, f32 on the CPU.
-fn draw(spec: &TensorSpec, seed: u64) -> Tensor {
+pub(crate) fn draw(spec: &TensorSpec, seed: u64) -> Tensor {
     let options = (Kind::Float, Device::Cpu);
+    let key = runtime::seeds::key(seed, &spec.name, 0, 0);
     match spec.init {
         Init::Zeros => Tensor::zeros(&spec.dims, options),
         Init::Ones => Tensor::ones(&spec.dims, options),
-        Init::Normal(std) => {
-            let key = runtime::seeds::key(seed, &spec.name, 0, 0);
-            seeded(key, || Tensor::randn(&spec.dims, options) * std)
-        }
+        Init::Normal(std) => seeded(key, || Tensor::randn(&spec.dims, options) * std),
+        Init::Uniform(bound) => seeded(key, || {
+            Tensor::empty(&spec.dims, options).uniform_(-bound, bound)
+        }),
     }
 }

@@ -4,7 +4,7 @@
 //! attention as if every token saw the whole context (Chowdhery et al. 2022, appendix B). Memory is
 //! a simple model, stated at [`training_bytes`] and its neighbours: it names what is large.
 
-use crate::plan::{Dtype, Execution, OptimizerPlan};
+use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan};
 use crate::shape::ModelShape;
 use crate::tensors::{Head, tensors};
 
@@ -43,15 +43,41 @@ impl ModelShape {
         (self.layers * block + project + self.vocab_size * self.embedding_width) as u64
     }
 
-    /// Operations of a forward pass, per token of a sequence of `context`.
-    pub fn forward_flops_per_token(&self, context: usize) -> f64 {
-        let attention = 4 * self.layers * self.heads * self.head_dim * context;
-        2.0 * self.num_matrix_parameters() as f64 + attention as f64
+    /// Operations of attention's two products, per token of a sequence of `context`.
+    fn attention_flops_per_token(&self, context: usize) -> f64 {
+        (4 * self.layers * self.heads * self.head_dim * context) as f64
     }
 
-    /// Operations of a forward and a backward pass, per token: `6 N` and the attention term.
-    pub fn training_flops_per_token(&self, context: usize) -> f64 {
-        3.0 * self.forward_flops_per_token(context)
+    /// Operations of a forward pass, per token of a sequence of `context`.
+    pub fn forward_flops_per_token(&self, context: usize) -> f64 {
+        2.0 * self.num_matrix_parameters() as f64 + self.attention_flops_per_token(context)
+    }
+
+    /// Operations of a forward and a backward pass, per token, where the forward pass takes `forward`:
+    /// `6 N` and the attention term. Frozen matrices get no gradient of their own, so that beside adapters
+    /// it is `4 N`, the attention term, and `6` for each number of the adapters.
+    pub fn training_flops_per_token(
+        &self,
+        forward: f64,
+        context: usize,
+        lora: Option<&LoraPlan>,
+    ) -> f64 {
+        match lora {
+            None => 3.0 * forward,
+            Some(lora) => {
+                let adapters = 6.0 * lora.num_parameters(self) as f64;
+                2.0 * forward + self.attention_flops_per_token(context) + adapters
+            }
+        }
+    }
+
+    /// Numbers that are trained: all, or the adapters and a scalar head.
+    pub fn num_trainable(&self, head: Head, lora: Option<&LoraPlan>) -> u64 {
+        match (lora, head) {
+            (None, _) => num_numbers(self, head),
+            (Some(lora), Head::Token) => lora.num_parameters(self),
+            (Some(lora), Head::Scalar) => lora.num_parameters(self) + self.embedding_width as u64,
+        }
     }
 
     /// Keys and values of one sequence.
@@ -105,6 +131,15 @@ pub fn training_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
         Dtype::Bf16 => 2 + 2 + 4 + 4 + 8,
     };
     num_parameters * per_parameter
+}
+
+/// A model that is trained: as [`training_bytes`], or frozen weights and the training of adapters.
+pub fn model_bytes(shape: &ModelShape, head: Head, lora: Option<&LoraPlan>, dtype: Dtype) -> u64 {
+    let trained = training_bytes(shape.num_trainable(head, lora), dtype);
+    match lora {
+        None => trained,
+        Some(_) => weight_bytes(num_numbers(shape, head), dtype) + trained,
+    }
 }
 
 /// The lowest learning rate of a run that is past its warm-up.

@@ -11,6 +11,8 @@ const TRAINED: Kinds = &["pretrain", "sft", "reward", "ppo"];
 const LOOPS: Kinds = &["pretrain", "sft", "reward"];
 const SAMPLED: Kinds = &["label", "ppo"];
 
+const ADAPTED: Kinds = &["sft", "reward", "ppo"];
+
 const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
     (
         &["import"],
@@ -213,6 +215,32 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         "eval_prompts",
         Integer(256),
         "a standard error of a few percent",
+    ),
+    (ADAPTED, "lora.r", Integer(8), "peft's"),
+    (
+        ADAPTED,
+        "lora.alpha",
+        Number(16.0),
+        "twice the rank, as is usual",
+    ),
+    (&["sft", "reward"], "lora.dropout", Number(0.0), "peft's"),
+    (
+        ADAPTED,
+        "lora.rslora",
+        Flag(false),
+        "Hu et al.'s scale, alpha over r",
+    ),
+    (
+        ADAPTED,
+        "lora.target_modules",
+        Text("all-linear"),
+        "the best place for a given number of parameters (Dettmers et al. 2023)",
+    ),
+    (
+        &["ppo"],
+        "lora.share_backbone",
+        Flag(false),
+        "works with any reward model",
     ),
     (TRAINED, "dtype", Text("f32"), "exact everywhere"),
     (&["label"], "dtype", Text("f32"), "exact everywhere"),

@@ -12,7 +12,7 @@
 //! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
 //! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`
 //! and `order` (the graph), `training`, `model_table`, `pretraining`, `data_stages` and `ppo` (one reader per kind),
-//! [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`].
+//! [`lora`], [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`].
 
 pub mod arithmetic;
 mod artefacts;
@@ -23,6 +23,7 @@ mod error;
 pub mod families;
 mod graph;
 mod load;
+pub mod lora;
 mod model_table;
 mod nearest;
 pub mod numbers;

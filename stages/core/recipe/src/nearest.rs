@@ -26,6 +26,13 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("cliprange", "clip"),
     ("cliprange_value", "value_clip"),
     ("gradient_checkpointing", "checkpointing"),
+    ("rank", "r"),
+    ("lora_alpha", "alpha"),
+    ("lora_dropout", "dropout"),
+    ("use_rslora", "rslora"),
+    ("targets", "target_modules"),
+    ("o", "output"),
+    ("all", "all-linear"),
 ];
 
 /// The known word that `word` was probably meant to be.

@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
-use crate::arithmetic::{final_learning_rate, training_bytes, weight_bytes};
+use crate::arithmetic::{final_learning_rate, model_bytes, training_bytes, weight_bytes};
 use crate::plan::{
-    Dtype, Duration, Execution, LabelPlan, Plan, PpoPlan, PretrainPlan, Source, StagePlan, Task,
-    TrainPlan,
+    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PpoPlan, PretrainPlan, Source,
+    StagePlan, Task, TrainPlan,
 };
 use crate::shape::ModelShape;
+use crate::tensors::Head;
 
 type Numbers = Vec<(String, String)>;
 
@@ -22,17 +23,18 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
         Task::Sft(task) => {
             let cost = Cost {
                 shape: &task.shape,
-                parameters: task.shape.num_parameters(),
+                head: Head::Token,
+                lora: task.lora.as_ref(),
                 execution,
             };
             training(&cost, &task.train, task.context, 1)
         }
         Task::Label(task) => label(task, execution),
         Task::Reward(task) => {
-            let shape = &task.shape;
             let cost = Cost {
-                shape,
-                parameters: shape.num_parameters_scalar(),
+                shape: &task.shape,
+                head: Head::Scalar,
+                lora: task.lora.as_ref(),
                 execution,
             };
             training(
@@ -59,7 +61,8 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
 /// A model being trained.
 struct Cost<'a> {
     shape: &'a ModelShape,
-    parameters: u64,
+    head: Head,
+    lora: Option<&'a LoraPlan>,
     execution: &'a Execution,
 }
 
@@ -77,7 +80,8 @@ fn responses(plan: &Plan, data: &Source) -> usize {
 fn pretrain(task: &PretrainPlan, execution: &Execution) -> Numbers {
     let cost = Cost {
         shape: &task.model,
-        parameters: task.model.num_parameters(),
+        head: Head::Token,
+        lora: None,
         execution,
     };
     training(&cost, &task.train, task.context, 1)
@@ -87,29 +91,39 @@ fn pretrain(task: &PretrainPlan, execution: &Execution) -> Numbers {
 fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> Numbers {
     let Cost {
         shape,
-        parameters,
+        head,
+        lora,
         execution,
     } = *cost;
     let tokens_per_update = (train.batch * rows * context) as f64;
-    let flops_per_update = tokens_per_update * shape.training_flops_per_token(context);
+    let forward = shape.forward_flops_per_token(context);
+    let flops_per_update =
+        tokens_per_update * shape.training_flops_per_token(forward, context, lora);
     let micro_tokens = execution.micro_batch * rows * context;
-    let has_logits = parameters == shape.num_parameters();
-    let logits = if has_logits {
-        shape.logit_bytes(micro_tokens, execution.dtype)
-    } else {
-        0
+    let (parameters, logits) = match head {
+        Head::Token => {
+            let logits = shape.logit_bytes(micro_tokens, execution.dtype);
+            (shape.num_parameters(), logits)
+        }
+        Head::Scalar => (shape.num_parameters_scalar(), 0),
     };
-    let memory = training_bytes(parameters, execution.dtype)
-        + shape.activation_bytes(micro_tokens, execution)
-        + logits;
-    let mut numbers = vec![
-        entry("parameters", grouped(parameters)),
+    let update = shape.activation_bytes(micro_tokens, execution) + logits;
+    let mut memory = model_bytes(shape, head, lora, execution.dtype) + update;
+    let mut numbers = vec![entry("parameters", grouped(parameters))];
+    if lora.is_some() {
+        let trained = shape.num_trainable(head, lora);
+        numbers.push(entry("trained parameters", grouped(trained)));
+        // The merged weights of `final/`, once nothing is updated any more.
+        let merged = weight_bytes(parameters, execution.dtype);
+        memory += merged.saturating_sub(update);
+    }
+    numbers.extend([
         entry(
             "tokens per update, at most",
             grouped(tokens_per_update as u64),
         ),
         entry("FLOPs per update", format!("{flops_per_update:.3e}")),
-    ];
+    ]);
     match train.duration {
         Duration::Steps(steps) => {
             numbers.push(entry("updates", grouped(steps)));
@@ -158,12 +172,21 @@ fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
     let episodes = task.iterations * task.batch as u64;
     let updates = task.iterations * (task.batch / task.minibatch * task.inner_epochs) as u64;
     let flops = ppo_flops_per_episode(task, tokens) * episodes as f64;
-    vec![
+    let mut numbers = vec![
         entry("parameters", grouped(task.shape.num_parameters())),
         entry(
             "parameters of the value model",
             grouped(task.value_shape.num_parameters_scalar()),
         ),
+    ];
+    if task.lora.is_some() {
+        let (policy, value) = ppo_trained(task);
+        numbers.extend([
+            entry("trained parameters", grouped(policy)),
+            entry("trained parameters of the value model", grouped(value)),
+        ]);
+    }
+    numbers.extend([
         entry("episodes", grouped(episodes)),
         entry("updates", grouped(updates)),
         entry("tokens, at most", grouped(episodes * tokens as u64)),
@@ -181,41 +204,47 @@ fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
             "peak memory, predicted",
             bytes(ppo_bytes(task, tokens, execution)),
         ),
-    ]
+    ]);
+    numbers
+}
+
+/// Numbers that are trained of policy and value model.
+fn ppo_trained(task: &PpoPlan) -> (u64, u64) {
+    let lora = task.lora.as_ref();
+    let policy = lora.map(|lora| &lora.policy);
+    let value = lora.map(|lora| &lora.value);
+    (
+        task.shape.num_trainable(Head::Token, policy),
+        task.value_shape.num_trainable(Head::Scalar, value),
+    )
 }
 
 /// Sampling, reference, value and score once; policy and value trained in every inner epoch.
 fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
     let (policy, value) = (&task.shape, &task.value_shape);
+    let lora = task.lora.as_ref();
+    let train_policy = |context| {
+        let forward = policy.forward_flops_per_token(context);
+        policy.training_flops_per_token(forward, context, lora.map(|lora| &lora.policy))
+    };
+    let value_forward = value.forward_flops_per_token(tokens);
     let forward = 2.0 * policy.forward_flops_per_token(tokens)
-        + (1 + task.reward.len()) as f64 * value.forward_flops_per_token(tokens);
-    let training = policy.training_flops_per_token(tokens) + value.training_flops_per_token(tokens);
+        + (1 + task.reward.len()) as f64 * value_forward;
+    let value_lora = lora.map(|lora| &lora.value);
+    let training =
+        train_policy(tokens) + value.training_flops_per_token(value_forward, tokens, value_lora);
     let ptx = task.ptx.as_ref().map_or(0.0, |ptx| {
         let pretraining_tokens = (ptx.sequences_per_episode * ptx.context) as f64;
-        pretraining_tokens * policy.training_flops_per_token(ptx.context)
+        pretraining_tokens * train_policy(ptx.context)
     });
     let inner_epochs = task.inner_epochs as f64;
     tokens as f64 * (forward + inner_epochs * training) + inner_epochs * ptx
 }
 
-/// Policy and value model in training, reference and reward models (each of the value model's size),
-/// EMA, and the larger of the cache and the activations of a micro-batch.
+/// What stays in memory, and the largest of the cache, the activations of a micro-batch, and with adapters
+/// the merged weights of `final/`.
 fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
     let dtype = execution.dtype;
-    let (policy, value) = (
-        task.shape.num_parameters(),
-        task.value_shape.num_parameters_scalar(),
-    );
-    let ema = if task.ema.is_some() {
-        weight_bytes(policy, wide(dtype))
-    } else {
-        0
-    };
-    let resident = training_bytes(policy, dtype)
-        + training_bytes(value, dtype)
-        + weight_bytes(policy, dtype)
-        + task.reward.len() as u64 * weight_bytes(value, dtype)
-        + ema;
     let cache = execution.micro_batch as u64 * task.shape.cache_bytes(tokens, dtype);
     let sequence = task
         .ptx
@@ -224,7 +253,32 @@ fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
     let micro_tokens = execution.micro_batch * sequence;
     let update = task.shape.activation_bytes(micro_tokens, execution)
         + task.shape.logit_bytes(micro_tokens, dtype);
-    resident + cache.max(update)
+    let merged = match task.lora {
+        Some(_) => weight_bytes(task.shape.num_parameters(), dtype),
+        None => 0,
+    };
+    ppo_resident_bytes(task, dtype) + cache.max(update).max(merged)
+}
+
+/// Policy and value model in training, reference and reward models (each of the value model's size), EMA.
+/// With adapters the reference is the policy's frozen weights and the value model stands on the first reward
+/// model's; on a shared backbone all of them stand on the policy's.
+fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
+    let (trained, value_trained) = ppo_trained(task);
+    let (policy, value) = (
+        weight_bytes(task.shape.num_parameters(), dtype),
+        weight_bytes(task.value_shape.num_parameters_scalar(), dtype),
+    );
+    let rewards = task.reward.len() as u64;
+    let frozen = match &task.lora {
+        Some(lora) if lora.share_backbone => policy + rewards * weight_bytes(value_trained, dtype),
+        _ => policy + rewards * value,
+    };
+    let ema = match task.ema {
+        Some(_) => weight_bytes(trained, wide(dtype)),
+        None => 0,
+    };
+    frozen + training_bytes(trained, dtype) + training_bytes(value_trained, dtype) + ema
 }
 
 /// The type of master weights.

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::lora::LoraPlan;
 pub use crate::plan_sampled::{
-    EosRule, GoldRule, KlPlan, LabelPlan, Labeler, PpoPlan, PtxPlan, RewardSource, SamplingPlan,
+    EosRule, GoldRule, KlPlan, LabelPlan, Labeler, PpoLora, PpoPlan, PtxPlan, RewardSource,
+    SamplingPlan,
 };
 pub use crate::plan_supervised::{
     Duration, MixPlan, OptimizerPlan, PretrainPlan, RewardPlan, Schedule, SftPlan, TrainPlan,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::lora::LoraPlan;
 use crate::plan::{OptimizerPlan, Overlong, Source};
 use crate::shape::ModelShape;
 
@@ -109,10 +110,26 @@ pub struct PpoPlan {
     pub eval_prompts: usize,
     /// A rule that is evaluated beside the score and used for nothing else.
     pub gold: Option<GoldRule>,
+    /// Adapters that policy and value model train in place of their weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<PpoLora>,
     /// Largest allowed gap between sampled and recomputed log-probabilities (nats).
     pub max_logprob_gap: f64,
     /// Updates with non-finite numbers that may be skipped before the run stops.
     pub nonfinite_skip: u64,
+}
+
+/// Adapters in PPO: the reference is the policy without its adapters, and the value model has adapters and a
+/// head of its own on the first reward model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PpoLora {
+    /// The policy's adapters.
+    pub policy: LoraPlan,
+    /// The value model's. On a shared backbone it begins with those of the first reward model.
+    pub value: LoraPlan,
+    /// Reward models are not read merged: their adapters stand on the policy's own frozen weights, so that
+    /// these are in memory once.
+    pub share_backbone: bool,
 }
 
 /// A reward model and its weight in the score.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::lora::LoraPlan;
 use crate::plan::{Overlong, Source};
 use crate::shape::ModelShape;
 
@@ -99,6 +100,9 @@ pub struct SftPlan {
     pub overlong: Overlong,
     /// Pretraining text among the demonstrations.
     pub pretrain: Option<MixPlan>,
+    /// Adapters that are trained in place of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraPlan>,
     /// The loop.
     pub train: TrainPlan,
 }
@@ -130,6 +134,9 @@ pub struct RewardPlan {
     pub context: usize,
     /// What happens to longer ones.
     pub overlong: Overlong,
+    /// Adapters that are trained in place of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraPlan>,
     /// The loop; a batch counts prompts.
     pub train: TrainPlan,
 }

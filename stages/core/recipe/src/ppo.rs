@@ -4,6 +4,7 @@ use datasets::DatasetKind;
 
 use crate::artefacts;
 use crate::data_stages::{GOLD_RULES, sampling};
+use crate::lora::ppo_lora;
 use crate::plan::{Dtype, EosRule, Execution, KlPlan, PpoPlan, RewardSource, Source};
 use crate::pretraining::ptx;
 use crate::reader::{Outcome, Range, Reader};
@@ -36,6 +37,7 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<(PpoPlan,
     let policy_optimizer = optimizer(reader, "optimizer", None)?;
     let value_optimizer = optimizer(reader, "value_optimizer", Some(&policy_optimizer))?;
     let plan = PpoPlan {
+        lora: ppo_lora(reader, resolver, (&model, &shape), (&reward, &value_shape))?,
         ptx: ptx(reader, resolver, &shape)?,
         model,
         shape,

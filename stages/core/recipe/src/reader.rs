@@ -277,6 +277,24 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A list of words, or `all` alone.
+    pub fn words(&self, key: &str, all: &str) -> Outcome<Vec<String>> {
+        let bound = format!("{all:?} or a list of names");
+        let Some(found) = self.find(key) else {
+            return Err(self.missing(key, format!("write {key} = {bound}")));
+        };
+        let word = |node: &Node| match &node.value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        };
+        let words = match found.as_ref() {
+            Value::Text(text) if text == all => Some(vec![text.clone()]),
+            Value::List(items) if !items.is_empty() => items.iter().map(word).collect(),
+            _ => None,
+        };
+        words.ok_or_else(|| self.wrong(key, &bound, &found))
+    }
+
     /// One of several words, if there is one.
     pub fn choice_opt<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Outcome<Option<T>> {
         let Some(found) = self.find(key) else {

@@ -59,6 +59,8 @@ pub enum GenerateInput {
 pub struct GenerateRequest {
     /// A language model's folder.
     pub model: PathBuf,
+    /// A folder of adapters (peft) on that model.
+    pub adapter: Option<PathBuf>,
     /// What is to be continued.
     pub input: GenerateInput,
     /// Samples of each prompt; adjacent in the output.
@@ -74,17 +76,21 @@ pub struct GenerateRequest {
 pub struct ScoreRequest {
     /// A language model's or a reward model's folder.
     pub model: PathBuf,
+    /// A folder of adapters (peft) on that model.
+    pub adapter: Option<PathBuf>,
     /// A `.jsonl` or `.parquet` file.
     pub data: PathBuf,
     /// How it is computed.
     pub compute: Compute,
 }
 
-/// `rlhf model convert`.
+/// `rlhf model convert` and `rlhf model merge`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConvertRequest {
     /// The folder that is read.
     pub model: PathBuf,
+    /// A folder of adapters (peft) that are merged into it.
+    pub adapter: Option<PathBuf>,
     /// The folder that is made.
     pub out: PathBuf,
     /// Type of the weights; `None`: as they are stored.
@@ -169,6 +175,8 @@ pub struct ValueDiff {
 pub struct ChatRequest {
     /// A language model's folder.
     pub model: PathBuf,
+    /// A folder of adapters (peft) on that model.
+    pub adapter: Option<PathBuf>,
     /// A first message of role `system`.
     pub system: Option<String>,
     /// How tokens are chosen.

@@ -44,6 +44,8 @@ const TRAIN: &[&str] = &[
     "nonfinite.skip",
 ];
 
+const LORA: &[&str] = &["lora.r", "lora.alpha", "lora.rslora", "lora.target_modules"];
+
 const EXECUTION: &[&str] = &[
     "dtype",
     "micro_batch",
@@ -147,7 +149,9 @@ pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
                 "overlong",
                 "pretrain_data",
                 "pretrain_share",
+                "lora.dropout",
             ],
+            LORA,
             TRAIN,
             OPTIMIZER,
             EXECUTION,
@@ -161,14 +165,17 @@ pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
                 "demonstrations",
                 "context",
                 "overlong",
+                "lora.dropout",
             ],
+            LORA,
             TRAIN,
             OPTIMIZER,
             EXECUTION,
         ],
         "ppo" => &[
-            &["kind"],
+            &["kind", "lora.share_backbone"],
             PPO,
+            LORA,
             SAMPLING,
             OPTIMIZER,
             VALUE_OPTIMIZER,

@@ -34,6 +34,8 @@ pub enum Init {
     Zeros,
     /// All ones.
     Ones,
+    /// Uniform between minus and plus this bound.
+    Uniform(f64),
 }
 
 /// One tensor of a model.
@@ -142,43 +144,98 @@ impl Specs<'_> {
         let shape = self.shape;
         let names = shape.names();
         let name = |part: &str| format!("{block}.{part}");
-        let (width, mlp) = (shape.width, shape.mlp_width);
         let residual_std = STD / (2.0 * shape.layers as f64).sqrt();
-        let [queries, keys] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.head_dim);
-        let biases = shape.biases;
-        self.norm(&name(names.norms[0]), width);
-        match names.qkv {
-            QkvNames::Split(parts) => {
-                for (part, outputs) in parts.iter().zip([queries, keys, keys]) {
-                    self.linear(&name(part), [width, outputs], biases.qkv, STD);
-                }
-            }
-            QkvNames::Thirds(part) | QkvNames::Groups(part) => {
-                self.linear(&name(part), [width, queries + 2 * keys], biases.qkv, STD);
-            }
+        self.norm(&name(names.norms[0]), shape.width);
+        for matrix in matrices(shape) {
+            let std = if matrix.residual { residual_std } else { STD };
+            let dims = [matrix.inputs, matrix.outputs];
+            self.linear(&name(matrix.name), dims, matrix.bias, std);
         }
         if shape.qk_norm {
             for part in names.qk_norms {
                 self.norm(&name(part), shape.head_dim);
             }
         }
-        self.linear(
-            &name(names.output),
-            [queries, width],
-            biases.output,
-            residual_std,
-        );
         if shape.order != BlockOrder::ParallelOneNorm {
-            self.norm(&name(names.norms[1]), width);
+            self.norm(&name(names.norms[1]), shape.width);
         }
-        let (into, down) = match names.mlp {
-            MlpNames::Plain([up, down]) => (vec![(up, mlp)], down),
-            MlpNames::Gated([gate, up, down]) => (vec![(gate, mlp), (up, mlp)], down),
-            MlpNames::FusedGate([both, down]) => (vec![(both, 2 * mlp)], down),
-        };
-        for (part, outputs) in into {
-            self.linear(&name(part), [width, outputs], biases.mlp, STD);
-        }
-        self.linear(&name(down), [mlp, width], biases.mlp, residual_std);
     }
+}
+
+/// A matrix of a block.
+#[derive(Debug, Clone)]
+pub(crate) struct Matrix {
+    /// Its name within the block, such as `self_attn.q_proj`.
+    pub name: &'static str,
+    /// What it is in every family; several where it is fused.
+    pub roles: &'static [&'static str],
+    pub inputs: usize,
+    pub outputs: usize,
+    pub bias: bool,
+    /// It writes into the residual stream.
+    pub residual: bool,
+}
+
+impl Matrix {
+    /// What it may be called: by its roles, or by the last part of its name (two matrices of GPT-2 are a
+    /// `c_proj`).
+    pub fn words(&self) -> impl Iterator<Item = &'static str> {
+        let last = self.name.rsplit('.').next();
+        self.roles.iter().copied().chain(last)
+    }
+
+    pub fn is_called(&self, word: &str) -> bool {
+        self.name == word || self.words().any(|known| known == word)
+    }
+}
+
+/// The matrices of a block.
+pub(crate) fn matrices(shape: &ModelShape) -> Vec<Matrix> {
+    let (names, biases) = (shape.names(), shape.biases);
+    let (width, mlp) = (shape.width, shape.mlp_width);
+    let [queries, keys] = [shape.heads, shape.kv_heads].map(|heads| heads * shape.head_dim);
+    let into = |name, roles, outputs, bias| Matrix {
+        name,
+        roles,
+        inputs: width,
+        outputs,
+        bias,
+        residual: false,
+    };
+    let back = |name, roles, inputs, bias| Matrix {
+        name,
+        roles,
+        inputs,
+        outputs: width,
+        bias,
+        residual: true,
+    };
+    let mut list = match names.qkv {
+        QkvNames::Split([q, k, v]) => vec![
+            into(q, &["q"], queries, biases.qkv),
+            into(k, &["k"], keys, biases.qkv),
+            into(v, &["v"], keys, biases.qkv),
+        ],
+        QkvNames::Thirds(all) | QkvNames::Groups(all) => {
+            vec![into(all, &["q", "k", "v"], queries + 2 * keys, biases.qkv)]
+        }
+    };
+    list.push(back(names.output, &["output"], queries, biases.output));
+    let down = match names.mlp {
+        MlpNames::Plain([up, down]) => {
+            list.push(into(up, &["up"], mlp, biases.mlp));
+            down
+        }
+        MlpNames::Gated([gate, up, down]) => {
+            list.push(into(gate, &["gate"], mlp, biases.mlp));
+            list.push(into(up, &["up"], mlp, biases.mlp));
+            down
+        }
+        MlpNames::FusedGate([both, down]) => {
+            list.push(into(both, &["gate", "up"], 2 * mlp, biases.mlp));
+            down
+        }
+    };
+    list.push(back(down, &["down"], mlp, biases.mlp));
+    list
 }

@@ -2,6 +2,7 @@
 
 use datasets::DatasetKind;
 
+use crate::lora::lora;
 use crate::model_table::{base_shape, fits, model_shape};
 use crate::plan::{
     Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, RewardPlan, Schedule,
@@ -68,6 +69,7 @@ pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<SftPlan> 
     let overlong = reader.choice("overlong", OVERLONG)?;
     let train = train(reader)?;
     Ok(SftPlan {
+        lora: lora(reader, &shape)?,
         model,
         shape,
         data,
@@ -90,6 +92,7 @@ pub(crate) fn reward(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<Reward
     fits(reader, "context", context, &shape)?;
     let overlong = reader.choice("overlong", OVERLONG)?;
     Ok(RewardPlan {
+        lora: lora(reader, &shape)?,
         model,
         shape,
         data,

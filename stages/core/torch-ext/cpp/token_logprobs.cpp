@@ -57,8 +57,12 @@ struct TokenLogprobs : public torch::autograd::Function<TokenLogprobs> {
     const int64_t chunk = context->saved_data["chunk"].toInt();
     const int64_t rows = hidden_nd.size(0);
     at::Tensor grad_hidden_nd = at::empty_like(hidden_nd);
-    at::Tensor grad_weight_vd =
-        at::zeros(weight_vd.sizes(), weight_vd.options().dtype(accumulation_type(weight_vd)));
+    // A frozen weight needs none.
+    at::Tensor grad_weight_vd;
+    if (context->needs_input_grad(1)) {
+      grad_weight_vd =
+          at::zeros(weight_vd.sizes(), weight_vd.options().dtype(accumulation_type(weight_vd)));
+    }
     for (int64_t start = 0; start < rows; start += chunk) {
       const int64_t length = std::min(chunk, rows - start);
       const at::Tensor hidden_cd = hidden_nd.narrow(0, start, length);
@@ -72,10 +76,14 @@ struct TokenLogprobs : public torch::autograd::Function<TokenLogprobs> {
       }
       delta_cv = delta_cv.to(hidden_nd.scalar_type());
       grad_hidden_nd.narrow(0, start, length).copy_(at::matmul(delta_cv, weight_vd));
-      grad_weight_vd.add_(at::matmul(delta_cv.t(), hidden_cd));
+      if (grad_weight_vd.defined()) {
+        grad_weight_vd.add_(at::matmul(delta_cv.t(), hidden_cd));
+      }
     }
-    return {grad_hidden_nd, grad_weight_vd.to(weight_vd.scalar_type()), Variable(), Variable(),
-            Variable()};
+    if (grad_weight_vd.defined()) {
+      grad_weight_vd = grad_weight_vd.to(weight_vd.scalar_type());
+    }
+    return {grad_hidden_nd, grad_weight_vd, Variable(), Variable(), Variable()};
   }
 };
 

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use datasets::Tokenizer;
-use model::Checkpoint;
-use recipe::plan::{Dtype, Source, StagePlan};
+use model::{Checkpoint, Model};
+use recipe::plan::{Dtype, LoraPlan, Source, StagePlan};
 use runtime::files::write_json;
 use runtime::manifest::{Manifest, content_id};
 use runtime::run_folder::{RunFolder, StageFolder};
+use runtime::seeds;
 use tch::{Device, Kind};
 
 use crate::error::TrainerError;
@@ -92,6 +93,29 @@ impl StageContext {
             self.device,
             self.kind,
         )?)
+    }
+
+    /// `model`, whose weights are those of `source`, with new adapters where the plan has some. `purpose` is
+    /// what their numbers depend on beside the seed. The adapters' files name the weights by their place in
+    /// the run, or by their folder: equal runs give equal bytes.
+    pub fn adapt(
+        &self,
+        model: Model,
+        lora: Option<&LoraPlan>,
+        source: &Source,
+        purpose: &str,
+    ) -> Model {
+        let Some(lora) = lora else {
+            return model;
+        };
+        let base = match source {
+            Source::Stage { name } => format!("{name}/final"),
+            Source::Path { path } => path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+        };
+        model.with_new_adapter(lora, &base, seeds::key(self.seed, purpose, 0, 0))
     }
 
     /// What the stage is made from: its reference (`stage:sft`; the key, as `data`, where it is a path)

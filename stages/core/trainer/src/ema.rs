@@ -40,13 +40,13 @@ impl Ema {
     /// Writes the average into `model`, rounded to its format.
     ///
     /// # Panics
-    /// Where the model has a parameter that is not averaged.
+    /// Where something is trained of the model that is not averaged.
     pub fn apply(&self, model: &mut Model) {
         no_grad(|| {
-            for (name, param) in model.params() {
-                let average = self.averages.get(name);
+            for (name, mut param) in model.trainable() {
+                let average = self.averages.get(&name);
                 let average = average.unwrap_or_else(|| panic!("no average of parameter {name}"));
-                param.shallow_clone().copy_(average);
+                param.copy_(average);
             }
         });
     }

@@ -8,11 +8,12 @@ use runtime::files::{WholeFolder, ensure_space};
 use runtime::manifest::Manifest;
 
 use crate::error::TrainerError;
-use crate::folder::{model_bytes, write_model};
+use crate::folder::{ADAPTER, model_bytes, write_model};
 
 /// Writes a checkpoint to `dir` (a stage's `final/`), whole or not at all: `model` at the root, each of
-/// `further` in a folder of its name below, all with the tokenizer. `manifest` says which step was
-/// selected and by which metrics; it is sealed and returned, so that its id can be recorded.
+/// `further` in a folder of its name below, all with the tokenizer. A model with adapters is written merged,
+/// with the adapters in `adapter/`, which the manifest notes. `manifest` says which step was selected and by
+/// which metrics; it is sealed and returned, so that its id can be recorded.
 ///
 /// # Errors
 /// A full disk or a failed write; what was at `dir` before stays.
@@ -21,7 +22,7 @@ pub fn finish(
     model: &Model,
     further: &[(&str, &Model)],
     tokenizer: &Tokenizer,
-    manifest: Manifest,
+    mut manifest: Manifest,
 ) -> Result<Manifest, TrainerError> {
     let further_bytes = further
         .iter()
@@ -32,6 +33,9 @@ pub fn finish(
     write_model(folder.path(), model, tokenizer)?;
     for (name, model) in further {
         write_model(&folder.path().join(name), model, tokenizer)?;
+    }
+    if model.has_adapter() {
+        manifest.notes.insert(ADAPTER.to_owned(), ADAPTER.into());
     }
     let manifest = manifest.seal(folder.path())?;
     folder.commit()?;

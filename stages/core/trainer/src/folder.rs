@@ -11,18 +11,55 @@ use runtime::files::FileError;
 use crate::error::TrainerError;
 use crate::tensor_file::data_bytes;
 
-/// Writes `model` and `tokenizer` into `dir`, which is made where it is missing.
+/// The folder of adapters, in that of the model that they were merged into.
+pub const ADAPTER: &str = "adapter";
+
+/// Writes `model` and `tokenizer` into `dir`, which is made where it is missing: a Hugging Face folder. A
+/// model with adapters is written merged, and its adapters in `adapter/`, in the format of peft.
 pub(crate) fn write_model(
     dir: &Path,
     model: &Model,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainerError> {
-    fs::create_dir_all(dir).map_err(FileError::io("create", dir))?;
-    Ok(write_folder(dir, model, tokenizer, SHARD_BYTES)?)
+    create(dir)?;
+    if !model.has_adapter() {
+        return Ok(write_folder(dir, model, tokenizer, SHARD_BYTES)?);
+    }
+    write_folder(dir, &model.merged(), tokenizer, SHARD_BYTES)?;
+    let adapter = dir.join(ADAPTER);
+    create(&adapter)?;
+    Ok(model.save_adapter(&adapter)?)
 }
 
-/// Upper estimate of what [`write_model`] writes, bytes: the weights, 256 bytes per tokenizer entry
-/// (its text twice, a merge, punctuation), and a MiB for headers and configurations.
+/// Writes what is trained of `model`, and `tokenizer`, into `dir`: as [`write_model`] without adapters, and
+/// with them the adapters alone.
+pub(crate) fn write_trained(
+    dir: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainerError> {
+    if !model.has_adapter() {
+        return write_model(dir, model, tokenizer);
+    }
+    create(dir)?;
+    model.save_adapter(dir)?;
+    Ok(tokenizer.save(dir)?)
+}
+
+fn create(dir: &Path) -> Result<(), TrainerError> {
+    Ok(fs::create_dir_all(dir).map_err(FileError::io("create", dir))?)
+}
+
+/// Upper estimate of what [`write_model`] writes, bytes: what [`write_trained`] does, and merged weights.
 pub(crate) fn model_bytes(model: &Model, tokenizer: &Tokenizer) -> u64 {
-    data_bytes(model.params().values()) + 256 * tokenizer.vocab_size() as u64 + (1 << 20)
+    let merged = model
+        .has_adapter()
+        .then(|| data_bytes(model.params().values()));
+    merged.unwrap_or(0) + trained_bytes(model, tokenizer)
+}
+
+/// Upper estimate of what [`write_trained`] writes, bytes: what is trained, 256 bytes per tokenizer entry
+/// (its text twice, a merge, punctuation), and a MiB for headers and configurations.
+pub(crate) fn trained_bytes(model: &Model, tokenizer: &Tokenizer) -> u64 {
+    data_bytes(model.trainable().values()) + 256 * tokenizer.vocab_size() as u64 + (1 << 20)
 }

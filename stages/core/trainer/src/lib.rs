@@ -43,6 +43,7 @@ pub use context::StageContext;
 pub use ema::Ema;
 pub use error::TrainerError;
 pub use finish::finish;
+pub use folder::ADAPTER;
 pub use language::{LmLoss, LmOptions, LmRow, lm_backward, lm_evaluate};
 pub use persist::Outcome;
 pub use pretrain_text::PretrainText;

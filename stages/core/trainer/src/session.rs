@@ -182,7 +182,8 @@ impl<'a> Session<'a> {
         metrics.insert("data/epoch", seen / self.num_examples as f64);
         metrics.insert("time/step", seconds);
         metrics.insert("tokens_per_second", tokens as f64 / seconds);
-        let flops = tokens as f64 * 3.0 * self.model.forward_flops_per_token(tokens / rows.max(1));
+        let context = tokens / rows.max(1);
+        let flops = tokens as f64 * self.model.training_flops_per_token(context);
         metrics.insert("mfu", self.peak.utilisation(flops, seconds));
         self.log.step(self.step, &metrics)?;
         self.interrupted = runtime::interrupt::requested() && self.step < self.steps;
@@ -220,7 +221,11 @@ impl<'a> Session<'a> {
         match self.best {
             Some(best) if best.step != self.step => {
                 let folder = self.ctx.stage.snapshot_dir(best.step);
-                let selected = Model::load(&folder, self.model.device(), self.model.kind())?;
+                let selected = if self.model.has_adapter() {
+                    self.model.with_adapter(&folder)?
+                } else {
+                    Model::load(&folder, self.model.device(), self.model.kind())?
+                };
                 self.model.copy_from(&selected);
                 Ok(best.step)
             }

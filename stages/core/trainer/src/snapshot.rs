@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! step-000400/
-//!   config.json model.safetensors tokenizer.json ...   the first model, a Hugging Face folder
+//!   config.json model.safetensors tokenizer.json ...   the first model, a Hugging Face folder; with adapters
+//!                                                      these alone, a folder of peft
 //!   value/config.json ...                              further models by name
 //!   training/policy.safetensors value.safetensors      masters, moments, averages: whole logical tensors
 //!   training/state.json                                counters, and what the stage needs
@@ -23,7 +24,7 @@ use tch::Tensor;
 
 use crate::ema::Ema;
 use crate::error::TrainerError;
-use crate::folder::{model_bytes, write_model};
+use crate::folder::{trained_bytes, write_trained};
 use crate::stepper::Stepper;
 use crate::tensor_file::{data_bytes, read_tensors_into};
 
@@ -43,7 +44,7 @@ pub struct SnapshotPart<'a> {
     pub ema: Option<&'a Ema>,
 }
 
-/// One trained model to be restored. The stepper shares the model's parameters.
+/// One trained model to be restored. The stepper shares what is trained of it.
 #[derive(Debug)]
 pub struct RestorePart<'a> {
     /// The name under which it was saved.
@@ -90,7 +91,7 @@ pub fn save_snapshot(
     fs::create_dir(&training).map_err(FileError::io("create", &training))?;
     for (index, part) in parts.iter().enumerate() {
         let below = if index == 0 { "" } else { part.name };
-        write_model(&folder.path().join(below), part.model, tokenizer)?;
+        write_trained(&folder.path().join(below), part.model, tokenizer)?;
         weights::write(&state_path(&training, part.name), &part.tensors())?;
     }
     let skipped = parts
@@ -112,7 +113,7 @@ pub fn save_snapshot(
 /// Bytes that a snapshot of `parts` takes at most.
 pub fn snapshot_bytes(parts: &[SnapshotPart], tokenizer: &Tokenizer) -> u64 {
     let part_bytes = |part: &SnapshotPart| {
-        model_bytes(part.model, tokenizer) + data_bytes(part.tensors().values())
+        trained_bytes(part.model, tokenizer) + data_bytes(part.tensors().values())
     };
     parts.iter().map(part_bytes).sum()
 }

@@ -40,11 +40,12 @@ pub struct Update {
 }
 
 impl Stepper {
-    /// A fresh optimizer for `model`, whose parameters become trainable. `steps` is the length of the
-    /// schedule, in the unit in which [`Self::update`] counts.
+    /// A fresh optimizer for what is trained of `model` (all parameters, or its adapters), which collects
+    /// gradients from now on. `steps` is the length of the schedule, in the unit in which [`Self::update`]
+    /// counts.
     pub fn new(model: &Model, plan: &OptimizerPlan, steps: u64) -> Self {
         model.set_trainable(true);
-        Self::for_params(model.params(), plan, steps)
+        Self::for_params(&model.trainable(), plan, steps)
     }
 
     /// The same for named tensors that require gradients.

@@ -38,6 +38,11 @@ const VALUES: &[Row] = &[
     ("kl.horizon", "99", &[("kl.target", "6")]),
     ("kl.target", "6", &[]),
     ("lambda", "0.5", &[]),
+    ("lora.alpha", "9", &[("lora.r", "8")]),
+    ("lora.dropout", "0.2", &[("lora.r", "8")]),
+    ("lora.r", "4", &[("lora.alpha", "16")]),
+    ("lora.rslora", "true", &[("lora.r", "8")]),
+    ("lora.target_modules", "[\"q\"]", &[("lora.r", "8")]),
     ("max_logprob_gap", "0.2", &[]),
     ("max_new_tokens", "9", &[]),
     ("max_prompt_tokens", "9", &[]),
@@ -113,6 +118,7 @@ const FIXED: &[(&str, &str)] = &[
     ("label", "labeler.rule"),
     ("reward", "kind"),
     ("ppo", "kind"),
+    ("ppo", "lora.share_backbone"),
 ];
 
 fn stage_of(kind: &str) -> &'static str {

@@ -3,6 +3,7 @@
 mod bad_configs;
 mod bad_places;
 mod keys;
+mod lora;
 mod plans;
 mod presets;
 mod shapes;

@@ -1,5 +1,6 @@
 //! Tests of this crate, and the small things that they share.
 
+mod adapters;
 mod optimizer;
 mod schedule;
 mod snapshots;

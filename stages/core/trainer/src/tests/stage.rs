@@ -86,7 +86,7 @@ fn train_plan() -> TrainPlan {
 }
 
 /// A run folder whose only stage fine-tunes on a file that is there.
-fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Error>> {
+pub(super) fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Error>> {
     let (data, model) = (dir.join("data.parquet"), dir.join("base"));
     fs::write(&data, "data")?;
     fs::create_dir_all(&model)?;
@@ -94,6 +94,7 @@ fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Error>> {
     let stage = StagePlan {
         name: "sft".to_owned(),
         task: Task::Sft(SftPlan {
+            lora: None,
             model: Source::Path { path: model },
             shape: shape(),
             data: Source::Path { path: data },
@@ -116,7 +117,7 @@ fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Error>> {
 
 /// The loop of a stage; "dies" after `until` updates. Every model it starts with is another one, so
 /// that only the snapshot can bring the right weights back.
-fn train(ctx: &StageContext, model: model::Model, until: u64) -> Outcome {
+pub(super) fn train(ctx: &StageContext, model: model::Model, until: u64) -> Outcome {
     let plan = train_plan();
     let mut session = Session::open(ctx, &plan, model, tiny_tokenizer()?, 100)?;
     while session.is_running() {
