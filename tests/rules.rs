@@ -94,13 +94,15 @@ fn crates_use_only_what_lies_below_them() -> Outcome {
 
 #[test]
 fn heavy_crates_stay_where_they_are_needed() -> Outcome {
-    let homes: [(&str, &[&str]); 8] = [
+    let homes: [(&str, &[&str]); 10] = [
         ("polars", &["datasets"]),
         ("tokenizers", &["datasets"]),
         ("minijinja", &["datasets"]),
         ("ratatui", &["pipeline"]),
         ("plotters", &["pipeline"]),
         ("indicatif", &["pipeline"]),
+        ("hf-hub", &["pipeline"]),
+        ("ureq", &["pipeline"]),
         ("cc", &["torch-ext"]),
         ("torch-sys", &["torch-ext", "worker"]),
     ];

@@ -8,7 +8,7 @@ use datasets::{
     Comparison, DataError, DatasetKind, Demonstration, ImportFormat, Prompt, Row, Split, Text,
     Tokenizer, dataset_file,
 };
-use recipe::plan::{Source, StagePlan, Task};
+use recipe::plan::{StagePlan, Task};
 use runtime::Manifest;
 
 /// What is wrong with an input.
@@ -61,8 +61,8 @@ pub enum InputError {
 /// The first that is missing, malformed or damaged; it names stage, key and path.
 pub fn check_inputs(stage: &StagePlan) -> Result<(), InputError> {
     for (key, source) in stage.inputs() {
-        if let Source::Path { path } = source {
-            check_path(stage, &key, &path)?;
+        if let Some(path) = source.outside() {
+            check_path(stage, &key, path)?;
         }
     }
     Ok(())
@@ -111,7 +111,11 @@ fn lacks(dir: &Path, key: &str) -> Option<&'static str> {
     } else {
         &["config.json", "tokenizer.json"]
     };
-    wanted.iter().find(|file| !dir.join(file).exists()).copied()
+    let there = |file: &str| dir.join(file).exists();
+    // sentencepiece's file takes the place of tokenizer.json.
+    let lacking =
+        |file: &&&str| !there(file) && !(**file == "tokenizer.json" && there("tokenizer.model"));
+    wanted.iter().find(lacking).copied()
 }
 
 fn check_folder(dir: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
@@ -158,6 +162,7 @@ fn both_splits<R: Row>(path: &Path) -> Result<(), DataError> {
 mod tests {
     use super::*;
     use crate::fixtures::pipeline;
+    use recipe::plan::Source;
     use std::fs;
 
     type Outcome = Result<(), Box<dyn std::error::Error>>;

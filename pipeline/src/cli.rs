@@ -81,7 +81,7 @@ Example:
 
 Also writes eval.json into the PPO stage's folder; `rlhf inspect` shows it.")]
     Eval(EvalArgs),
-    /// The named sizes; model folders written again.
+    /// The named sizes; models fetched, looked at, and written again.
     #[command(after_help = "\
 Example:
   rlhf model sizes")]
@@ -153,7 +153,7 @@ pub struct PlanArgs {
 /// `rlhf generate`.
 #[derive(Debug, Clone, Args)]
 pub struct GenerateArgs {
-    /// A language model's folder (Hugging Face format).
+    /// A language model's folder (Hugging Face format), or hub:ORG/NAME.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// A folder of adapters (in the format of peft) on that model.
@@ -187,7 +187,7 @@ pub struct GenerateArgs {
 /// `rlhf score`.
 #[derive(Debug, Clone, Args)]
 pub struct ScoreArgs {
-    /// A language model's or reward model's folder (Hugging Face format).
+    /// A language model's or reward model's folder (Hugging Face format), or hub:ORG/NAME.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// A folder of adapters (in the format of peft) on that model.
@@ -204,7 +204,7 @@ pub struct ScoreArgs {
 /// `rlhf chat`.
 #[derive(Debug, Clone, Args)]
 pub struct ChatArgs {
-    /// A language model's folder (Hugging Face format).
+    /// A language model's folder (Hugging Face format), or hub:ORG/NAME.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// A folder of adapters (in the format of peft) on that model.

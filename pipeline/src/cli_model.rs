@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::commands::pull::PullArgs;
 use crate::values::{DtypeArg, byte_size};
 
 /// The commands on models.
@@ -14,6 +15,18 @@ pub enum ModelCommand {
 Example:
   rlhf model sizes | grep pythia")]
     Sizes,
+    /// Fetch a model from the Hugging Face hub; what is there already is not fetched again.
+    #[command(after_help = "\
+Examples:
+  rlhf model pull HuggingFaceTB/SmolLM2-135M
+  rlhf model pull HuggingFaceTB/SmolLM2-135M --revision v1.0 --out smollm2
+
+Prints the folder: that of the cache which huggingface_hub uses too, or --out. `hub:ORG/NAME` (or
+hub:ORG/NAME@REVISION) stands for a model's folder in a pipeline's file and wherever a command takes a
+model. Variables, as everywhere: HF_ENDPOINT, HF_TOKEN (for private and gated models), HF_HOME,
+HF_HUB_CACHE, HF_HUB_OFFLINE (the cache alone is used), HF_HUB_DOWNLOAD_TIMEOUT and
+HF_HUB_ETAG_TIMEOUT (seconds of silence).")]
+    Pull(PullArgs),
     /// Read a model folder and write it again: in another type, or in files of another size.
     #[command(after_help = "\
 Example:
@@ -42,7 +55,7 @@ Exit code 1 if they differ.")]
 /// `rlhf model show`.
 #[derive(Debug, Clone, Args)]
 pub struct ShowArgs {
-    /// A model's folder, or a file of weights (.safetensors, .bin, .gguf).
+    /// A model's folder, a file of weights (.safetensors, .bin, .gguf), or hub:ORG/NAME.
     pub model: PathBuf,
     /// Every tensor with its type and shape.
     #[arg(long)]
@@ -52,7 +65,7 @@ pub struct ShowArgs {
 /// `rlhf model diff`.
 #[derive(Debug, Clone, Args)]
 pub struct DiffArgs {
-    /// A model's folder, or a file of weights.
+    /// A model's folder, a file of weights, or hub:ORG/NAME.
     pub one: PathBuf,
     /// Another one.
     pub other: PathBuf,
@@ -61,8 +74,8 @@ pub struct DiffArgs {
 /// `rlhf model convert`.
 #[derive(Debug, Clone, Args)]
 pub struct ConvertArgs {
-    /// A language model's or reward model's folder (Hugging Face format), or a .gguf file of the Llama
-    /// family.
+    /// A language model's or reward model's folder (Hugging Face format), hub:ORG/NAME, or a .gguf file
+    /// of the Llama family.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// The folder to make.
@@ -79,7 +92,7 @@ pub struct ConvertArgs {
 /// `rlhf model merge`.
 #[derive(Debug, Clone, Args)]
 pub struct MergeArgs {
-    /// The folder of the model that the adapters were trained on (Hugging Face format).
+    /// The folder of the model that the adapters were trained on (Hugging Face format), or hub:ORG/NAME.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// The folder of the adapters.

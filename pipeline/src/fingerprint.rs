@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use recipe::plan::{CONTENT_KEY, Plan, Source, StagePlan};
 use runtime::hash::hash_json;
-use runtime::manifest::content_id;
 use runtime::{Manifest, ManifestError, RunFolder};
 use serde_json::{Map, Value};
 
@@ -81,17 +80,15 @@ impl<'a> Fingerprints<'a> {
         if matches!(source, Source::Stage { name } if pending.contains(name)) || !path.exists() {
             return Ok(None);
         }
-        match source {
-            Source::Stage { .. } => content_id(&path, Manifest::read).map(Some),
-            Source::Path { .. } => {
-                if let Some(known) = self.contents.get(&path) {
-                    return Ok(Some(known.clone()));
-                }
-                let id = content_id(&path, Manifest::verify)?;
-                self.contents.insert(path, id.clone());
-                Ok(Some(id))
-            }
+        let Source::Path { .. } = source else {
+            return source.content_id(self.run, Manifest::read).map(Some);
+        };
+        if let Some(known) = self.contents.get(&path) {
+            return Ok(Some(known.clone()));
         }
+        let id = source.content_id(self.run, Manifest::verify)?;
+        self.contents.insert(path, id.clone());
+        Ok(Some(id))
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! **Reading order:** [`cli`] (what can be said), [`commands`] (a file per command),
 //! [`graph`] and [`fingerprint`] (what is to be run), [`worker`] and [`libtorch`] (how it is run),
-//! [`inspect`] (how it is looked at).
+//! [`hub`] (models from elsewhere), [`inspect`] (how it is looked at).
 
 mod checks;
 mod cli;
@@ -22,6 +22,7 @@ mod fingerprint;
 #[cfg(test)]
 mod fixtures;
 mod graph;
+mod hub;
 mod inspect;
 mod libtorch;
 mod progress;
@@ -55,6 +56,7 @@ fn dispatch(command: &Command) -> Outcome {
                 commands::model::list_sizes();
                 Ok(())
             }
+            ModelCommand::Pull(args) => commands::pull::run(args),
             ModelCommand::Convert(args) => commands::model::convert(args),
             ModelCommand::Merge(args) => commands::model::merge(args),
             ModelCommand::Show(args) => commands::model_files::show(args),

@@ -7,7 +7,7 @@ use std::thread;
 use recipe::request::{ChatRequest, Command};
 use runtime::Event;
 
-use super::{TICK, check_adapter, check_model, print, start};
+use super::{TICK, check_adapter, model_folder, print, start};
 use crate::cli::ChatArgs;
 use crate::failure::{Failure, Outcome};
 use crate::worker::Incoming;
@@ -17,10 +17,10 @@ use crate::worker::Incoming;
 /// # Errors
 /// A model that is not there, no libtorch, or what the worker says.
 pub fn run(args: &ChatArgs) -> Outcome {
-    check_model(&args.model)?;
+    let model = model_folder(&args.model)?;
     check_adapter(args.adapter.as_deref())?;
     let request = ChatRequest {
-        model: args.model.clone(),
+        model,
         adapter: args.adapter.clone(),
         system: args.system.clone(),
         sampling: args.sampling.resolve(false),

@@ -13,6 +13,7 @@ use runtime::{Manifest, RunFolder, StageFolder};
 use super::{ask, print};
 use crate::cli::EvalArgs;
 use crate::failure::{Failure, Outcome};
+use crate::hub::Models;
 use crate::inspect::{Evaluation, Screen, not_a_run_folder, read_plan};
 
 /// Where the models of a PPO stage's lineage come from.
@@ -112,19 +113,19 @@ fn lineage<'a>(plan: &'a Plan, run: &RunFolder) -> Outcome<Lineage<'a>> {
             run.plan_path().display()
         )));
     };
-    let sft = ppo.model.path(run);
     let base = match &ppo.model {
         Source::Stage { name } => match plan.stage(name).map(|stage| &stage.task) {
-            Some(Task::Sft(task)) => task.model.path(run),
-            _ => sft.clone(),
+            Some(Task::Sft(task)) => &task.model,
+            _ => &ppo.model,
         },
-        Source::Path { .. } => sft.clone(),
+        Source::Path { .. } | Source::Hub { .. } => &ppo.model,
     };
+    Models::default().fetch_source(base)?;
     Ok(Lineage {
         stage,
         ppo,
-        base,
-        sft,
+        base: base.path(run),
+        sft: ppo.model.path(run),
     })
 }
 

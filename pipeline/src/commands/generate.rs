@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use recipe::request::{GenerateInput, GenerateRequest};
 
-use super::{check_adapter, check_data, check_model, relay};
+use super::{check_adapter, check_data, model_folder, relay};
 use crate::cli::GenerateArgs;
 use crate::failure::Outcome;
 
@@ -13,14 +13,14 @@ use crate::failure::Outcome;
 /// # Errors
 /// A model or file that is not there, no libtorch, or what the worker says.
 pub fn run(args: &GenerateArgs) -> Outcome {
-    check_model(&args.model)?;
+    let model = model_folder(&args.model)?;
     check_adapter(args.adapter.as_deref())?;
     let input = match &args.prompt {
         Some(text) => GenerateInput::Prompt { text: text.clone() },
         None => GenerateInput::Data { path: data(args)? },
     };
     let request = GenerateRequest {
-        model: args.model.clone(),
+        model,
         adapter: args.adapter.clone(),
         input,
         num_samples: args.num_samples,

@@ -16,6 +16,7 @@ use runtime::run_folder::PLAN;
 use super::{find_libtorch, last_line, print};
 use crate::cli::{ConfigArgs, GpuCheckArgs, RunArgs};
 use crate::failure::{Failure, Outcome};
+use crate::hub::Models;
 use crate::inspect::read_plan;
 use crate::values::Device;
 use crate::worker::Worker;
@@ -95,13 +96,17 @@ fn config(args: &GpuCheckArgs) -> Outcome<PathBuf> {
 
 /// Each device draws its own dropout, so there is none where two are compared.
 fn without_dropout(config: PathBuf) -> Outcome<ConfigArgs> {
-    let plan = recipe::load(&config, &[]).map_err(Failure::usage)?;
+    let mut source = ConfigArgs {
+        config,
+        overrides: Vec::new(),
+    };
+    let plan = Models::default().plan(&source, None)?;
     let dropped = |stage: &StagePlan| {
         let key = format!("stages.{}.dropout", stage.name);
         (stage.task.train()?.dropout > 0.0).then(|| (key, "0".to_owned()))
     };
-    let overrides = plan.stages.iter().filter_map(dropped).collect();
-    Ok(ConfigArgs { config, overrides })
+    source.overrides = plan.stages.iter().filter_map(dropped).collect();
+    Ok(source)
 }
 
 fn run_args(source: &ConfigArgs, run_dir: &Path, device: Device) -> RunArgs {

@@ -8,11 +8,12 @@ pub mod gpu_check;
 pub mod model;
 pub mod model_files;
 pub mod plan;
+pub mod pull;
 pub mod run;
 pub mod score;
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -20,6 +21,7 @@ use runtime::Event;
 use serde::Serialize;
 
 use crate::failure::{Failure, Outcome};
+use crate::hub::Models;
 use crate::libtorch::{self, Libtorch, Places};
 use crate::worker::{Incoming, Worker, WorkerError};
 
@@ -80,6 +82,13 @@ fn print(line: &str) -> io::Result<()> {
     out.flush()
 }
 
+/// The folder that a `--model` names; a model on the hub is fetched first.
+fn model_folder(words: &Path) -> Outcome<PathBuf> {
+    let dir = Models::default().path(words)?;
+    check_model(&dir)?;
+    Ok(dir)
+}
+
 /// Checks a `--model` before anything is started for it.
 fn check_model(dir: &Path) -> Outcome {
     let hint = if dir.join("final/config.json").exists() {
@@ -90,7 +99,8 @@ fn check_model(dir: &Path) -> Outcome {
         let file = dir.display();
         format!("make a folder of it first: rlhf model convert --model {file} --out DIR")
     } else {
-        "give the folder of a Hugging Face model, such as runs/demo/sft/final".to_owned()
+        "give the folder of a Hugging Face model, such as runs/demo/sft/final, or hub:ORG/NAME"
+            .to_owned()
     };
     let problem = if dir.is_dir() {
         "has no config.json"

@@ -3,7 +3,7 @@
 use recipe::request::ConvertRequest;
 use recipe::sizes;
 
-use super::{check_adapter, check_model, check_out, is_gguf, print, relay};
+use super::{check_adapter, check_out, is_gguf, model_folder, print, relay};
 use crate::cli::{ConvertArgs, MergeArgs};
 use crate::failure::Outcome;
 use crate::values::DtypeArg;
@@ -19,12 +19,14 @@ pub fn list_sizes() {
 /// # Errors
 /// A model that is not there, a folder that is, no libtorch, or what the worker says.
 pub fn convert(args: &ConvertArgs) -> Outcome {
-    if !is_gguf(&args.model) {
-        check_model(&args.model)?;
-    }
     check_out(&args.out)?;
+    let model = if is_gguf(&args.model) {
+        args.model.clone()
+    } else {
+        model_folder(&args.model)?
+    };
     let request = ConvertRequest {
-        model: args.model.clone(),
+        model,
         adapter: None,
         out: args.out.clone(),
         dtype: args.dtype.map(DtypeArg::resolve),
@@ -38,11 +40,11 @@ pub fn convert(args: &ConvertArgs) -> Outcome {
 /// # Errors
 /// As [`convert`], and an adapter that is not there.
 pub fn merge(args: &MergeArgs) -> Outcome {
-    check_model(&args.model)?;
+    let model = model_folder(&args.model)?;
     check_adapter(Some(&args.adapter))?;
     check_out(&args.out)?;
     let request = ConvertRequest {
-        model: args.model.clone(),
+        model,
         adapter: Some(args.adapter.clone()),
         out: args.out.clone(),
         dtype: args.dtype.map(DtypeArg::resolve),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::iter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use recipe::request::{DiffReport, DiffRequest, ShowReport, ShowRequest, ShownTensor};
@@ -14,18 +14,19 @@ use super::model::{aligned, grouped};
 use super::{ask, print};
 use crate::cli::{DiffArgs, ShowArgs};
 use crate::failure::{Failure, Outcome};
+use crate::hub::Models;
 
 /// Prints what a model is and which tensors its files hold.
 ///
 /// # Errors
 /// Nothing is there, no libtorch, or what the worker says.
 pub fn show(args: &ShowArgs) -> Outcome {
-    exists(&args.model)?;
+    let model = existing(&Models::default(), &args.model)?;
     let request = ShowRequest {
-        model: args.model.clone(),
+        model: model.clone(),
     };
     let report: ShowReport = parse(&ask("show", &request)?)?;
-    let facts = facts(&args.model, &report).into_iter();
+    let facts = facts(&model, &report).into_iter();
     let lines = facts.map(|(label, words)| format!("  {label:<11} {words}"));
     let name = args.model.display().to_string();
     let mut text = iter::once(name).chain(lines).collect::<Vec<_>>().join("\n");
@@ -42,11 +43,10 @@ pub fn show(args: &ShowArgs) -> Outcome {
 /// # Errors
 /// They differ; nothing is there, no libtorch, or what the worker says.
 pub fn diff(args: &DiffArgs) -> Outcome {
-    exists(&args.one)?;
-    exists(&args.other)?;
+    let models = Models::default();
     let request = DiffRequest {
-        one: args.one.clone(),
-        other: args.other.clone(),
+        one: existing(&models, &args.one)?,
+        other: existing(&models, &args.other)?,
     };
     let report: DiffReport = parse(&ask("diff", &request)?)?;
     let lines = differences(&report);
@@ -59,12 +59,14 @@ pub fn diff(args: &DiffArgs) -> Outcome {
     Err(Failure::Run(anyhow!("{one} and {other} differ")))
 }
 
-fn exists(path: &Path) -> Outcome {
+/// What is there, or on the hub.
+fn existing(models: &Models, words: &Path) -> Outcome<PathBuf> {
+    let path = models.path(words)?;
     if path.exists() {
-        return Ok(());
+        return Ok(path);
     }
     Err(Failure::Usage(anyhow!(
-        "{} does not exist\n  hint: give a model's folder, or a file of weights",
+        "{} does not exist\n  hint: give a model's folder, a file of weights, or hub:ORG/NAME",
         path.display()
     )))
 }

@@ -9,13 +9,14 @@ use super::print;
 use crate::checks::check_inputs;
 use crate::cli::PlanArgs;
 use crate::failure::{Failure, Outcome};
+use crate::hub::Models;
 
 /// Prints the plan.
 ///
 /// # Errors
 /// A configuration or an input that is wrong.
 pub fn run(args: &PlanArgs) -> Outcome {
-    let plan = recipe::load(&args.source.config, &args.source.overrides).map_err(Failure::usage)?;
+    let plan = Models::default().plan(&args.source, None)?;
     for stage in &plan.stages {
         check_inputs(stage).map_err(Failure::usage)?;
     }

@@ -17,6 +17,7 @@ use crate::data_stages;
 use crate::failure::{Failure, Outcome};
 use crate::fingerprint::Fingerprints;
 use crate::graph::{self, GraphError, Record, Selection, State};
+use crate::hub::{Models, run_folder};
 use crate::libtorch::Libtorch;
 use crate::progress::Progress;
 use crate::worker::{self, Incoming, Worker};
@@ -26,14 +27,12 @@ use crate::worker::{self, Incoming, Worker};
 /// # Errors
 /// A wrong configuration or input, a folder in use, no libtorch, a stage that fails, an interrupt.
 pub fn run(args: &RunArgs) -> Outcome {
-    let plan = recipe::load(&args.source.config, &args.source.overrides).map_err(Failure::usage)?;
+    let models = Models::default();
+    let plan = models.plan(&args.source, args.run_dir.as_deref())?;
     let wanted = selection(args);
     let selected = graph::select(&plan, &wanted).map_err(Failure::usage)?;
     let moved = graph::restarted(&plan, &args.restart).map_err(Failure::usage)?;
-    let root = args
-        .run_dir
-        .clone()
-        .unwrap_or_else(|| Path::new("runs").join(&plan.name));
+    let root = run_folder(args.run_dir.as_deref(), &plan.name);
     let root = std::path::absolute(&root).unwrap_or(root);
     let run = RunFolder::open_or_create(&root).map_err(Failure::run)?;
     let _lock = run.lock().map_err(Failure::run)?;
@@ -47,7 +46,7 @@ pub fn run(args: &RunArgs) -> Outcome {
         args,
         plan: &plan,
         run: &run,
-        libtorch: prepare(&selected)?,
+        libtorch: prepare(&selected, &models)?,
     };
     interrupt::install().context("cannot listen for signals")?;
     logging::init(Some(&run.log_path("rlhf")), false);
@@ -71,8 +70,9 @@ fn selection(args: &RunArgs) -> Selection {
     }
 }
 
-/// Checks the inputs of what will be run, and finds libtorch and the worker if they will be needed.
-fn prepare(selected: &[(&StagePlan, State)]) -> Outcome<Option<Libtorch>> {
+/// Checks the inputs of what will be run, finds libtorch and the worker if they will be needed, and
+/// fetches models from the hub.
+fn prepare(selected: &[(&StagePlan, State)], models: &Models) -> Outcome<Option<Libtorch>> {
     let mut needs_worker = false;
     for (stage, _) in selected.iter().filter(|(_, state)| *state != State::Done) {
         check_inputs(stage).map_err(Failure::usage)?;
@@ -82,7 +82,11 @@ fn prepare(selected: &[(&StagePlan, State)]) -> Outcome<Option<Libtorch>> {
         return Ok(None);
     }
     worker::program().map_err(Failure::run)?;
-    find_libtorch().map(Some)
+    let libtorch = find_libtorch()?;
+    for (stage, _) in selected.iter().filter(|(_, state)| *state != State::Done) {
+        models.fetch(stage)?;
+    }
+    Ok(Some(libtorch))
 }
 
 struct Session<'a> {

@@ -2,7 +2,7 @@
 
 use recipe::request::ScoreRequest;
 
-use super::{check_adapter, check_data, check_model, relay};
+use super::{check_adapter, check_data, model_folder, relay};
 use crate::cli::ScoreArgs;
 use crate::failure::Outcome;
 
@@ -11,11 +11,11 @@ use crate::failure::Outcome;
 /// # Errors
 /// A model or file that is not there, no libtorch, or what the worker says.
 pub fn run(args: &ScoreArgs) -> Outcome {
-    check_model(&args.model)?;
+    let model = model_folder(&args.model)?;
     check_adapter(args.adapter.as_deref())?;
     check_data(&args.data)?;
     let request = ScoreRequest {
-        model: args.model.clone(),
+        model,
         adapter: args.adapter.clone(),
         data: args.data.clone(),
         compute: args.compute.resolve(),

@@ -11,7 +11,7 @@ use crate::shape::ModelShape;
 use crate::tensors::{WEIGHT_FILES, WEIGHTS};
 
 /// A message and a hint.
-type Refusal = (String, String);
+pub(crate) type Refusal = (String, String);
 
 /// The format of a name.
 pub(crate) fn import_format(name: &str) -> Result<ImportFormat, Refusal> {
@@ -61,6 +61,15 @@ pub(crate) fn check_model(dir: &Path, scalar: bool) -> Result<(), Refusal> {
             ));
         }
     }
+    has_head(&config, dir, scalar)
+}
+
+/// Checks that a folder's `config.json` says the right head.
+pub(crate) fn check_head(dir: &Path, scalar: bool) -> Result<(), Refusal> {
+    has_head(&read_config(dir)?, dir, scalar)
+}
+
+fn has_head(config: &serde_json::Value, dir: &Path, scalar: bool) -> Result<(), Refusal> {
     let architecture = config
         .pointer("/architectures/0")
         .and_then(serde_json::Value::as_str);
@@ -130,7 +139,7 @@ pub(crate) fn same_tokenizer(one: &Path, other: &Path) -> Result<bool, Refusal> 
 }
 
 /// Takes a message of another crate apart: what is wrong, and what to do.
-fn split_hint(text: &str) -> Refusal {
+pub(crate) fn split_hint(text: &str) -> Refusal {
     match text.split_once("\n  hint: ") {
         Some((message, hint)) => (message.to_owned(), hint.to_owned()),
         None => (text.to_owned(), "check that the folder is whole".to_owned()),

@@ -3,6 +3,7 @@
 use datasets::{DatasetKind, ImportFormat};
 
 use crate::artefacts::{self, MINIMUM_VOCABULARY};
+use crate::hub::HUB_PREFIX;
 use crate::plan::{
     Dtype, Execution, GoldRule, ImportPlan, LabelPlan, Labeler, Plan, SamplingPlan, Source,
     TokenizerPlan,
@@ -26,7 +27,7 @@ pub(crate) const NO_EXECUTION: Execution = Execution {
     keep: 1,
 };
 
-pub(crate) fn import(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<ImportPlan> {
+pub(crate) fn import(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<ImportPlan> {
     let Some(name) = reader.text_opt("format")? else {
         return Err(reader.missing(
             "format",
@@ -62,7 +63,7 @@ pub(crate) fn import(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<Import
 /// `[tokenizer]`: what pretraining gets, and the stage's task where it is trained.
 pub(crate) fn tokenizer(
     reader: &Reader<'_>,
-    resolver: &Resolver,
+    resolver: &Resolver<'_>,
 ) -> Outcome<(ChosenTokenizer, Option<TokenizerPlan>)> {
     if trains(reader)? {
         reader.refuse(
@@ -90,16 +91,15 @@ pub(crate) fn tokenizer(
     let Some(text) = reader.text_opt("path")? else {
         return Err(reader.missing("path", "write path = a folder with tokenizer.json"));
     };
-    let path = resolver.path(reader, "path", &text)?;
-    let vocab_size = artefacts::vocab_size(&path)
+    let (source, dir) = if text.starts_with(HUB_PREFIX) {
+        resolver.hub_source(reader, "path", &text, true)?
+    } else {
+        let path = resolver.path(reader, "path", &text)?;
+        (Source::Path { path: path.clone() }, path)
+    };
+    let vocab_size = artefacts::vocab_size(&dir)
         .map_err(|(message, hint)| reader.problem("path", message, hint))?;
-    Ok((
-        ChosenTokenizer {
-            source: Source::Path { path },
-            vocab_size,
-        },
-        None,
-    ))
+    Ok((ChosenTokenizer { source, vocab_size }, None))
 }
 
 /// Whether `[tokenizer]` is trained rather than read.
@@ -107,7 +107,7 @@ pub(crate) fn trains(reader: &Reader<'_>) -> Outcome<bool> {
     reader.choice("kind", &[("bpe", true), ("path", false)])
 }
 
-pub(crate) fn label(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<LabelPlan> {
+pub(crate) fn label(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<LabelPlan> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;

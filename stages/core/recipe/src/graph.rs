@@ -1,12 +1,14 @@
 //! What a plan is asked: inputs, dependants, its text.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use runtime::RunFolder;
+use runtime::manifest::content_id;
+use runtime::{Manifest, ManifestError, RunFolder};
 use serde_json::Value;
 
 use crate::error::PlanError;
+use crate::hub::HUB_PREFIX;
 use crate::plan::{CONTENT_KEY, Plan, Source, StagePlan, Task, TrainPlan};
 
 impl Plan {
@@ -125,7 +127,7 @@ impl StagePlan {
             .into_iter()
             .filter_map(|(_, source)| match source {
                 Source::Stage { name } => Some(name),
-                Source::Path { .. } => None,
+                Source::Path { .. } | Source::Hub { .. } => None,
             })
     }
 
@@ -143,7 +145,8 @@ impl StagePlan {
     }
 
     /// [`Self::config_json`] with every path replaced by what lies there, under [`CONTENT_KEY`]: where
-    /// data stands differs between machines and changes no result. `null` while it is not known.
+    /// data stands differs between machines and changes no result. `null` while it is not known. A model
+    /// on the hub is what its commit says, however that was asked for.
     pub fn portable_config(&self, content: impl Fn(&Source) -> Option<String>) -> Value {
         let mut config = self.config_json();
         match &self.task {
@@ -163,7 +166,11 @@ fn replace_sources(tree: &mut Value, content: &impl Fn(&Source) -> Option<String
             let whole = Value::Object(map.clone());
             if let Ok(source) = serde_json::from_value::<Source>(whole) {
                 map.remove("path");
-                map.insert(CONTENT_KEY.to_owned(), content(&source).into());
+                if let Source::Hub { .. } = source {
+                    map.remove("revision");
+                } else {
+                    map.insert(CONTENT_KEY.to_owned(), content(&source).into());
+                }
             } else {
                 map.values_mut().for_each(|v| replace_sources(v, content));
             }
@@ -178,7 +185,39 @@ impl Source {
     pub fn path(&self, run: &RunFolder) -> PathBuf {
         match self {
             Self::Stage { name } => run.stage(name).final_dir(),
-            Self::Path { path } => path.clone(),
+            Self::Path { path } | Self::Hub { path, .. } => path.clone(),
+        }
+    }
+
+    /// The file or folder of what no stage makes.
+    pub fn outside(&self) -> Option<&Path> {
+        match self {
+            Self::Stage { .. } => None,
+            Self::Path { path } | Self::Hub { path, .. } => Some(path),
+        }
+    }
+
+    /// What it is, wherever it lies: [`content_id`], or the commit of a model on the hub.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub fn content_id(
+        &self,
+        run: &RunFolder,
+        manifest_of: impl FnOnce(&Path) -> Result<Option<Manifest>, ManifestError>,
+    ) -> Result<String, ManifestError> {
+        match self {
+            Self::Hub { commit, .. } => Ok(commit.clone()),
+            Self::Stage { .. } | Self::Path { .. } => content_id(&self.path(run), manifest_of),
+        }
+    }
+
+    /// How a manifest calls it as a parent; `key` names what lies at a path.
+    pub fn as_parent(&self, key: &str) -> String {
+        match self {
+            Self::Stage { name } => format!("stage:{name}"),
+            Self::Path { .. } => key.to_owned(),
+            Self::Hub { repo, commit, .. } => format!("{HUB_PREFIX}{repo}@{commit}"),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! In goes a `pipeline.toml` with overrides; out comes a [`plan::Plan`] in which every number is
 //! resolved, or a [`ConfigError`] that names each mistake with file, line, value, bound and remedy.
+//! What finds models on the hub comes from outside ([`hub`]).
 //! Where the file is silent, a preset of a published system speaks ([`presets`]), and after it our
 //! own defaults ([`defaults`]); both carry their sources. [`numbers`] says what a stage will cost.
 //!
@@ -22,6 +23,7 @@ pub mod defaults;
 mod error;
 pub mod families;
 mod graph;
+pub mod hub;
 mod load;
 pub mod lora;
 mod model_table;

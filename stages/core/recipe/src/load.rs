@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::{ConfigError, Problem};
+use crate::hub::FindHub;
 use crate::nearest;
 use crate::order::{self, Written};
 use crate::plan::{Plan, StagePlan, Task};
@@ -18,11 +19,15 @@ use crate::{data_stages, ppo, training};
 /// string where it is none), and resolves every number.
 ///
 /// Nothing is started or written. Paths are looked at: what a stage needs and no stage makes must
-/// be there.
+/// be there. `hub` is asked for the models that are named `hub:ORG/NAME`.
 ///
 /// # Errors
 /// [`ConfigError`]: unreadable, not TOML, or every mistake found, each with its place and a hint.
-pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Plan, ConfigError> {
+pub fn load(
+    path: &Path,
+    overrides: &[(String, String)],
+    hub: &FindHub<'_>,
+) -> Result<Plan, ConfigError> {
     let read = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
@@ -36,7 +41,7 @@ pub fn load(path: &Path, overrides: &[(String, String)]) -> Result<Plan, ConfigE
     let file = path.display().to_string();
     let invalid = |problems| ConfigError::Invalid { problems };
     let config = Config::check(&root, &file).map_err(invalid)?;
-    config.resolve(absolute).map_err(invalid)
+    config.resolve(absolute, hub).map_err(invalid)
 }
 
 /// A configuration whose keys are all known.
@@ -113,7 +118,7 @@ impl<'a> Config<'a> {
         }
     }
 
-    fn resolve(&self, source: PathBuf) -> Result<Plan, Vec<Problem>> {
+    fn resolve(&self, source: PathBuf, hub: &FindHub<'_>) -> Result<Plan, Vec<Problem>> {
         let one = |problem| vec![problem];
         let top = self.reader(self.root, ("", ""), &self.root.origin, &[]);
         let name = name(&top).map_err(one)?;
@@ -127,6 +132,8 @@ impl<'a> Config<'a> {
             .map(|(entry, _, kind)| (entry.key.clone(), *kind))
             .collect();
         let mut resolver = Resolver {
+            pipeline: name.clone(),
+            hub,
             dir,
             preset: constants,
             names,
@@ -146,7 +153,7 @@ impl<'a> Config<'a> {
 
     /// Reads every stage after those it refers to; one that refers to a faulty one is passed over,
     /// since its faults would only repeat that one's.
-    fn resolve_stages(&self, resolver: &mut Resolver) -> Result<(), Vec<Problem>> {
+    fn resolve_stages(&self, resolver: &mut Resolver<'_>) -> Result<(), Vec<Problem>> {
         let written = self.written();
         let names: Vec<&str> = written.iter().map(|stage| stage.name).collect();
         let trains = match written.iter().find(|stage| stage.kind == "tokenizer") {
@@ -213,7 +220,7 @@ impl<'a> Config<'a> {
     }
 }
 
-fn resolve_stage(reader: &Reader<'_>, name: &str, resolver: &mut Resolver) -> Outcome<()> {
+fn resolve_stage(reader: &Reader<'_>, name: &str, resolver: &mut Resolver<'_>) -> Outcome<()> {
     let (task, execution) = match reader.kind {
         "tokenizer" => {
             let (chosen, plan) = data_stages::tokenizer(reader, resolver)?;

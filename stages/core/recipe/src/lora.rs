@@ -162,7 +162,7 @@ fn shared_adapters(
     for source in reward {
         let stage = match &source.model {
             Source::Stage { name } => resolver.stage(name),
-            Source::Path { .. } => None,
+            Source::Path { .. } | Source::Hub { .. } => None,
         };
         let lora = match stage.map(|StagePlan { task, .. }| task) {
             Some(Task::Reward(plan)) if plan.model == *model => plan.lora.clone(),

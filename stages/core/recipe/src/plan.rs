@@ -86,6 +86,17 @@ pub enum Source {
         /// The absolute path.
         path: PathBuf,
     },
+    /// `"hub:ORG/NAME@REVISION"`: a model on the Hugging Face hub, at the commit that was found.
+    Hub {
+        /// `ORG/NAME`.
+        repo: String,
+        /// The branch, tag or commit that was asked for.
+        revision: String,
+        /// The commit: 40 hexadecimal digits.
+        commit: String,
+        /// Where its files are on this machine.
+        path: PathBuf,
+    },
 }
 
 /// What a stage computes.

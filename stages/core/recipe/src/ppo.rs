@@ -13,7 +13,7 @@ use crate::shape::ModelShape;
 use crate::training::{DTYPES, execution, optimizer};
 use crate::tree::Value;
 
-pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<(PpoPlan, Execution)> {
+pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoPlan, Execution)> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let (reward, value_shape) = rewards(reader, resolver, &model, &shape)?;
@@ -81,7 +81,7 @@ fn minibatch(reader: &Reader<'_>, batch: usize) -> Outcome<usize> {
 /// The reward models, and the shape of the first, which the value model starts from.
 fn rewards(
     reader: &Reader<'_>,
-    resolver: &Resolver,
+    resolver: &Resolver<'_>,
     policy: &Source,
     shape: &ModelShape,
 ) -> Outcome<(Vec<RewardSource>, ModelShape)> {
@@ -124,15 +124,15 @@ fn rewards(
 /// Refuses a reward model of another tokenizer, where both tokenizers are there to be compared.
 fn same_tokenizer(
     reader: &Reader<'_>,
-    resolver: &Resolver,
+    resolver: &Resolver<'_>,
     policy: &Source,
     reward: &Source,
 ) -> Outcome<()> {
     let (policy, reward) = (resolver.tokenizer_of(policy), resolver.tokenizer_of(reward));
-    let (Source::Path { path: policy }, Source::Path { path: reward }) = (policy, reward) else {
+    let (Some(policy), Some(reward)) = (policy.outside(), reward.outside()) else {
         return Ok(());
     };
-    let same = artefacts::same_tokenizer(&policy, &reward)
+    let same = artefacts::same_tokenizer(policy, reward)
         .map_err(|(message, hint)| reader.problem("model", message, hint))?;
     if same {
         return Ok(());

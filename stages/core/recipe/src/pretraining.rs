@@ -10,7 +10,7 @@ use crate::shape::ModelShape;
 
 pub(crate) fn ptx(
     reader: &Reader<'_>,
-    resolver: &Resolver,
+    resolver: &Resolver<'_>,
     shape: &ModelShape,
 ) -> Outcome<Option<PtxPlan>> {
     let wanted = Wanted::Data(DatasetKind::Text);
@@ -36,7 +36,7 @@ pub(crate) fn ptx(
 /// The share of pretraining text in sft's batches of `batch` rows.
 pub(crate) fn mix(
     reader: &Reader<'_>,
-    resolver: &Resolver,
+    resolver: &Resolver<'_>,
     batch: usize,
 ) -> Outcome<Option<MixPlan>> {
     let wanted = Wanted::Data(DatasetKind::Text);

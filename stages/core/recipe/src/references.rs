@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use datasets::DatasetKind;
 
 use crate::artefacts;
+use crate::hub::{FindHub, HUB_PREFIX, HubQuery, HubReference};
 use crate::plan::{Plan, Source, StagePlan, Task};
 use crate::presets::Constant;
 use crate::reader::{Outcome, Reader};
@@ -33,6 +34,14 @@ impl Wanted {
         }
     }
 
+    /// Where it may come from beside a stage, as a hint says it.
+    fn places(self) -> &'static str {
+        match self {
+            Self::Data(_) => " or \"path:FOLDER\"",
+            Self::Policy | Self::Reward => ", \"path:FOLDER\" or \"hub:ORG/NAME\"",
+        }
+    }
+
     /// The thing, and the kinds of stages that make it.
     fn words(self) -> (String, &'static [&'static str]) {
         match self {
@@ -50,8 +59,11 @@ impl Wanted {
 }
 
 /// The stages resolved so far and what they share.
-#[derive(Debug)]
-pub(crate) struct Resolver {
+pub(crate) struct Resolver<'a> {
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// What finds models on the hub.
+    pub hub: &'a FindHub<'a>,
     /// The folder that relative paths start from, absolute.
     pub dir: PathBuf,
     /// The preset's constants; empty without a preset.
@@ -71,7 +83,7 @@ pub(crate) struct ChosenTokenizer {
     pub vocab_size: usize,
 }
 
-impl Resolver {
+impl Resolver<'_> {
     /// The stage of a name, among those resolved.
     pub fn stage(&self, name: &str) -> Option<&StagePlan> {
         self.done.iter().find(|stage| stage.name == name)
@@ -81,8 +93,10 @@ impl Resolver {
     pub fn source(&self, reader: &Reader<'_>, key: &str, wanted: Wanted) -> Outcome<Source> {
         let (thing, kinds) = wanted.words();
         let kinds = kinds.join(", ");
-        let hint =
-            format!("name {thing}: {key} = \"stage:NAME\" (kind {kinds}) or \"path:FOLDER\"");
+        let hint = format!(
+            "name {thing}: {key} = \"stage:NAME\" (kind {kinds}){}",
+            wanted.places()
+        );
         let source = self.source_opt(reader, key, wanted)?;
         source.ok_or_else(|| reader.missing(key, hint))
     }
@@ -100,14 +114,53 @@ impl Resolver {
         if let Some(name) = text.strip_prefix("stage:") {
             return self.stage_source(reader, key, name, wanted).map(Some);
         }
-        let path = self.path(reader, key, &text)?;
-        let checked = match wanted {
-            Wanted::Data(kind) => artefacts::check_dataset(&path, kind),
-            Wanted::Policy => artefacts::check_model(&path, false),
-            Wanted::Reward => artefacts::check_model(&path, true),
+        let scalar = wanted == Wanted::Reward;
+        let (source, checked) = match wanted {
+            Wanted::Policy | Wanted::Reward if text.starts_with(HUB_PREFIX) => {
+                let (source, dir) = self.hub_source(reader, key, &text, false)?;
+                (source, artefacts::check_head(&dir, scalar))
+            }
+            Wanted::Policy | Wanted::Reward => {
+                let path = self.path(reader, key, &text)?;
+                let checked = artefacts::check_model(&path, scalar);
+                (Source::Path { path }, checked)
+            }
+            Wanted::Data(kind) => {
+                let path = self.path(reader, key, &text)?;
+                let checked = artefacts::check_dataset(&path, kind);
+                (Source::Path { path }, checked)
+            }
         };
         checked.map_err(|(message, hint)| reader.problem(key, message, hint))?;
-        Ok(Some(Source::Path { path }))
+        Ok(Some(source))
+    }
+
+    /// The model, or the tokenizer alone, that `text` means on the hub, and its folder.
+    pub fn hub_source(
+        &self,
+        reader: &Reader<'_>,
+        key: &str,
+        text: &str,
+        tokenizer_alone: bool,
+    ) -> Outcome<(Source, PathBuf)> {
+        let problem = |error: String| {
+            let (message, hint) = artefacts::split_hint(&error);
+            reader.problem(key, message, hint)
+        };
+        let reference = HubReference::parse(text).map_err(|error| problem(error.to_string()))?;
+        let query = HubQuery {
+            pipeline: &self.pipeline,
+            reference: &reference,
+            tokenizer_alone,
+        };
+        let found = (self.hub)(&query).map_err(problem)?;
+        let source = Source::Hub {
+            repo: reference.repo().to_owned(),
+            revision: reference.revision().to_owned(),
+            commit: found.commit,
+            path: found.path.clone(),
+        };
+        Ok((source, found.path))
     }
 
     fn stage_source(
@@ -155,9 +208,10 @@ impl Resolver {
 
     /// The absolute path that `text` means; it must exist.
     pub fn path(&self, reader: &Reader<'_>, key: &str, text: &str) -> Outcome<PathBuf> {
-        if let Some(name) = text.strip_prefix("hub:") {
+        if text.starts_with(HUB_PREFIX) {
             let message = format!("must be \"stage:NAME\" or a path, is {text:?}");
-            let hint = format!("download {name} to a folder and write \"path:FOLDER\"");
+            let hint =
+                "models come from the hub, data does not: download it and write \"path:FILE\"";
             return Err(reader.problem(key, message, hint));
         }
         let relative = Path::new(text.strip_prefix("path:").unwrap_or(text));
@@ -184,7 +238,7 @@ impl Resolver {
                 Some(shape) => Ok(shape.clone()),
                 None => unreachable!("{name} was checked to make a model"),
             },
-            Source::Path { path } => artefacts::model_shape(path)
+            Source::Path { path } | Source::Hub { path, .. } => artefacts::model_shape(path)
                 .map_err(|(message, hint)| reader.problem(key, message, hint)),
         }
     }

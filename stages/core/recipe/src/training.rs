@@ -34,7 +34,7 @@ const SCHEDULES: &[(&str, Schedule)] = &[
 /// Sequences per forward pass where nothing says more: the largest divisor up to this.
 const USUAL_MICRO_BATCH: usize = 16;
 
-pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<PretrainPlan> {
+pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<PretrainPlan> {
     let data = resolver.source(reader, "data", Wanted::Data(DatasetKind::Text))?;
     let Some(tokenizer) = &resolver.tokenizer else {
         let hint =
@@ -58,7 +58,7 @@ pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<Pret
     })
 }
 
-pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<SftPlan> {
+pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<SftPlan> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let data = resolver.source(reader, "data", Wanted::Data(DatasetKind::Demonstrations))?;
@@ -80,7 +80,7 @@ pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<SftPlan> 
     })
 }
 
-pub(crate) fn reward(reader: &Reader<'_>, resolver: &Resolver) -> Outcome<RewardPlan> {
+pub(crate) fn reward(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<RewardPlan> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let data = resolver.source(reader, "data", Wanted::Data(DatasetKind::Comparisons))?;

@@ -7,7 +7,7 @@ use datasets::Tokenizer;
 use model::{Checkpoint, Model};
 use recipe::plan::{Dtype, LoraPlan, Source, StagePlan};
 use runtime::files::write_json;
-use runtime::manifest::{Manifest, content_id};
+use runtime::manifest::Manifest;
 use runtime::run_folder::{RunFolder, StageFolder};
 use runtime::seeds;
 use tch::{Device, Kind};
@@ -54,7 +54,7 @@ impl StageContext {
     ) -> Result<Self, TrainerError> {
         let mut inputs = Vec::new();
         for (key, source) in plan.inputs() {
-            let id = content_id(&source.path(&run), Manifest::read)?;
+            let id = source.content_id(&run, Manifest::read)?;
             inputs.push(Input { key, source, id });
         }
         let (stage, kind) = (run.stage(&plan.name), kind_of(plan.execution.dtype));
@@ -97,7 +97,7 @@ impl StageContext {
 
     /// `model`, whose weights are those of `source`, with new adapters where the plan has some. `purpose` is
     /// what their numbers depend on beside the seed. The adapters' files name the weights by their place in
-    /// the run, or by their folder: equal runs give equal bytes.
+    /// the run, by their folder, or by their name on the hub: equal runs give equal bytes.
     pub fn adapt(
         &self,
         model: Model,
@@ -114,20 +114,15 @@ impl StageContext {
                 .file_name()
                 .map(|name| name.to_string_lossy().into_owned())
                 .unwrap_or_default(),
+            Source::Hub { repo, .. } => repo.clone(),
         };
         model.with_new_adapter(lora, &base, seeds::key(self.seed, purpose, 0, 0))
     }
 
     /// What the stage is made from: its reference (`stage:sft`; the key, as `data`, where it is a path)
-    /// -> manifest id, or a hash of the contents where there is no manifest.
+    /// -> manifest id, or a hash of the contents where there is no manifest; the commit of a model on the hub.
     pub fn parents(&self) -> BTreeMap<String, String> {
-        let named = |input: &Input| {
-            let reference = match &input.source {
-                Source::Stage { name } => format!("stage:{name}"),
-                Source::Path { .. } => input.key.clone(),
-            };
-            (reference, input.id.clone())
-        };
+        let named = |input: &Input| (input.source.as_parent(&input.key), input.id.clone());
         self.inputs.iter().map(named).collect()
     }
 

@@ -44,7 +44,7 @@ fn keys() {
         (
             "kind = \"sft\"\nmodel = \"stage:pretrain\"\n",
             "kind = \"sft\"\n",
-            "pipeline.toml:34:9: stages.sft.model: missing key\n  hint: name a language model: model = \"stage:NAME\" (kind pretrain, sft, ppo) or \"path:FOLDER\"",
+            "pipeline.toml:34:9: stages.sft.model: missing key\n  hint: name a language model: model = \"stage:NAME\" (kind pretrain, sft, ppo), \"path:FOLDER\" or \"hub:ORG/NAME\"",
         ),
         (
             "kind = \"sft\"",
@@ -323,8 +323,8 @@ fn references() {
         ),
         (
             "model = \"stage:pretrain\"",
-            "model = \"hub:org/name\"",
-            "pipeline.toml:36:9: stages.sft.model: must be \"stage:NAME\" or a path, is \"hub:org/name\"\n  hint: download org/name to a folder and write \"path:FOLDER\"",
+            "model = \"hub:org/name/more\"",
+            "pipeline.toml:36:9: stages.sft.model: \"org/name/more\" is no repository's name\n  hint: write hub:ORG/NAME or hub:ORG/NAME@REVISION, as on the model's page",
         ),
         (
             "seed = 1",

@@ -1,6 +1,6 @@
 //! Mistakes beside the file's own text: on the command line, in files, folders and datasets.
 
-use super::{BASE, Project};
+use super::{BASE, Project, hub_of};
 use crate::error::ConfigError;
 
 #[test]
@@ -52,7 +52,12 @@ fn files() {
         "{refusal}"
     );
     assert_eq!(refusal.lines().count(), 2, "{refusal}");
-    let error = crate::load(&project.dir.path().join("none.toml"), &[]).expect_err("refused");
+    let error = crate::load(
+        &project.dir.path().join("none.toml"),
+        &[],
+        &hub_of(project.dir.path(), "none"),
+    )
+    .expect_err("refused");
     assert!(matches!(error, ConfigError::Read { .. }), "{error}");
     let refusal = Project::new("name = \"empty\"").refusal(&[]);
     assert_eq!(
@@ -62,7 +67,7 @@ fn files() {
 }
 
 /// A model folder of ours or another's, as far as a plan looks at it.
-fn folder(project: &Project, name: &str, config: &str) {
+pub(super) fn folder(project: &Project, name: &str, config: &str) {
     project.write(&format!("{name}/config.json"), config);
     project.write(&format!("{name}/model.safetensors"), "");
     let texts = (0..50).map(|index| format!("{name} text {index} to learn from, again and again"));
@@ -72,7 +77,7 @@ fn folder(project: &Project, name: &str, config: &str) {
         .expect("saved");
 }
 
-fn config(architecture: &str, more: &str) -> String {
+pub(super) fn config(architecture: &str, more: &str) -> String {
     format!(
         "{{\"model_type\": \"llama\", \"architectures\": [\"{architecture}\"], \"vocab_size\": 270, \
          \"max_position_embeddings\": 64, \"hidden_size\": 16, \"intermediate_size\": 32, \

@@ -2,6 +2,7 @@
 
 mod bad_configs;
 mod bad_places;
+mod hub;
 mod keys;
 mod lora;
 mod plans;
@@ -9,11 +10,12 @@ mod presets;
 mod shapes;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::error::ConfigError;
+use crate::hub::{HubFolder, HubQuery};
 use crate::plan::Plan;
 
 /// Every kind of stage; line numbers in the expected messages count from `name`.
@@ -73,6 +75,9 @@ batch = 8
 steps = 40
 "#;
 
+/// A commit of the tests' hub.
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
 /// A folder with a `pipeline.toml`.
 pub(crate) struct Project {
     pub dir: TempDir,
@@ -99,7 +104,8 @@ impl Project {
     pub fn load(&self, overrides: &[(&str, &str)]) -> Result<Plan, ConfigError> {
         let owned = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let overrides: Vec<_> = overrides.iter().map(owned).collect();
-        crate::load(&self.path(), &overrides)
+        let hub = hub_of(self.dir.path(), "hub-model");
+        crate::load(&self.path(), &overrides, &hub)
     }
 
     /// The error's text, the temporary folder called `DIR`.
@@ -112,6 +118,22 @@ impl Project {
                 .replace(&dir, "DIR")
                 .replace("DIR/pipeline.toml", "pipeline.toml"),
         }
+    }
+}
+
+/// A hub that has one model, `org/tiny` (branch main, and its commit), in the folder `name` of the project.
+pub(crate) fn hub_of(
+    dir: &Path,
+    name: &str,
+) -> impl Fn(&HubQuery<'_>) -> Result<HubFolder, String> + use<> {
+    let path = dir.join(name);
+    move |query| {
+        let reference = query.reference;
+        if reference.repo() == "org/tiny" && ["main", COMMIT].contains(&reference.revision()) {
+            let (commit, path) = (COMMIT.to_owned(), path.clone());
+            return Ok(HubFolder { commit, path });
+        }
+        Err(format!("{reference} is not there\n  hint: check the name"))
     }
 }
 
