@@ -294,7 +294,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let index = dir.path().join("model.safetensors.index.json");
         let here = listing(&["a.safetensors", "b.safetensors", "sub/c.safetensors"]);
-        let mut shards = |names: &[&str]| {
+        let shards = |names: &[&str]| {
             let map: BTreeMap<_, _> = names
                 .iter()
                 .enumerate()
