@@ -111,11 +111,12 @@ fn lacks(dir: &Path, key: &str) -> Option<&'static str> {
     } else {
         &["config.json", "tokenizer.json"]
     };
-    let there = |file: &str| dir.join(file).exists();
     // sentencepiece's file takes the place of tokenizer.json.
-    let lacking =
-        |file: &&&str| !there(file) && !(**file == "tokenizer.json" && there("tokenizer.model"));
-    wanted.iter().find(lacking).copied()
+    let there = |file: &str| match file {
+        "tokenizer.json" => dir.join(file).exists() || dir.join("tokenizer.model").exists(),
+        _ => dir.join(file).exists(),
+    };
+    wanted.iter().find(|file| !there(file)).copied()
 }
 
 fn check_folder(dir: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {

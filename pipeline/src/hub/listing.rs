@@ -145,7 +145,7 @@ impl Listing {
     /// There is none.
     pub fn weights(&self, repo: &str) -> Result<&'static str, HubError> {
         let here = |name: &&'static str| self.files.contains_key(*name);
-        let found = WEIGHT_FILES.into_iter().find(|name| here(&name));
+        let found = WEIGHT_FILES.into_iter().find(|name| here(name));
         found.ok_or_else(|| lacks(repo, "model.safetensors and no pytorch_model.bin", FOREIGN))
     }
 

@@ -92,6 +92,7 @@ impl HubReference {
     ///
     /// # Panics
     /// The text is no commit: a programmer's error.
+    #[must_use]
     pub fn at(&self, commit: &str) -> Self {
         assert!(is_commit(commit), "{commit:?} is no commit");
         Self {
