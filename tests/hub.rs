@@ -288,13 +288,12 @@ fn what_another_process_fetches_is_waited_for_and_not_fetched_again() -> Outcome
 #[test]
 fn a_disk_that_is_too_small_is_told_before_the_download() -> Outcome {
     let (server, cache, commit) = hub()?;
-    server.twist(|seen, reply| match seen.line.contains("/api/") {
-        true => {
-            let body =
-                String::from_utf8_lossy(&reply.body).replace("400000", "4000000000000000000");
-            Reply::new(200, body)
+    server.twist(|seen, reply| {
+        if !seen.line.contains("/api/") {
+            return reply;
         }
-        false => reply,
+        let body = String::from_utf8_lossy(&reply.body).replace("400000", "4000000000000000000");
+        Reply::new(200, body)
     });
     let said = say(&mut cache.pull(&[REPO]))?.ended(1);
     said.names(&[

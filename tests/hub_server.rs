@@ -284,8 +284,8 @@ fn honest(state: &State, seen: &Seen, store: SocketAddr) -> Reply {
     let (repo, rest) = path[1..].split_once("/resolve/").unwrap_or_default();
     let (commit, name) = rest.split_once('/').unwrap_or_default();
     let commits = state.repos.get(repo).into_iter().flatten();
-    let found = commits.filter(|(known, _)| known == commit);
-    let Some(content) = found.filter_map(|(_, files)| files.get(name)).next() else {
+    let mut found = commits.filter(|(known, _)| known == commit);
+    let Some(content) = found.find_map(|(_, files)| files.get(name)) else {
         return Reply::new(404, "").with("X-Error-Code", "EntryNotFound");
     };
     let hash = hash_bytes(content);
