@@ -15,6 +15,7 @@ mod hub;
 mod hub_faults;
 mod hub_models;
 mod hub_server;
+mod long_context;
 mod lora;
 mod model_files;
 mod process;

@@ -15,7 +15,7 @@ use crate::split::{
     Split, assert_disjoint, conversation_key, dataset_file, require_rows, split_rows,
 };
 use crate::stats::Lengths;
-use crate::synthetic;
+use crate::{passkey, synthetic};
 
 /// What can be imported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,10 +28,12 @@ pub enum ImportFormat {
     PlainText,
     /// Dialogues from a generator of ours; no file is read.
     Synthetic,
+    /// Texts that hide a number and ask for it ([`crate::passkey`]); no file is read.
+    Passkey,
 }
 
 /// Names of the formats in a configuration.
-const FORMATS: [(&str, ImportFormat); 7] = [
+const FORMATS: [(&str, ImportFormat); 8] = [
     ("chitchat", ImportFormat::Chitchat),
     ("texts", ImportFormat::Jsonl(DatasetKind::Text)),
     (
@@ -42,9 +44,10 @@ const FORMATS: [(&str, ImportFormat); 7] = [
     ("prompts", ImportFormat::Jsonl(DatasetKind::Prompts)),
     ("plain-text", ImportFormat::PlainText),
     ("synthetic", ImportFormat::Synthetic),
+    ("passkey", ImportFormat::Passkey),
 ];
 const FORMAT_NAMES: &str =
-    "chitchat, texts, demonstrations, comparisons, prompts, plain-text, synthetic";
+    "chitchat, texts, demonstrations, comparisons, prompts, plain-text, synthetic, passkey";
 
 impl ImportFormat {
     /// The format of a configuration's word.
@@ -69,6 +72,11 @@ impl ImportFormat {
             .map_or("", |(name, _)| name)
     }
 
+    /// Whether the data is generated, and no file read.
+    pub fn is_generated(self) -> bool {
+        matches!(self, Self::Synthetic | Self::Passkey)
+    }
+
     /// Kinds of files that an import of this format makes.
     pub fn kinds(self) -> &'static [DatasetKind] {
         match self {
@@ -77,7 +85,9 @@ impl ImportFormat {
                 DatasetKind::Demonstrations,
                 DatasetKind::Prompts,
             ],
-            Self::PlainText | Self::Jsonl(DatasetKind::Text) => &[DatasetKind::Text],
+            Self::PlainText | Self::Passkey | Self::Jsonl(DatasetKind::Text) => {
+                &[DatasetKind::Text]
+            }
             Self::Jsonl(DatasetKind::Demonstrations) => &[DatasetKind::Demonstrations],
             Self::Jsonl(DatasetKind::Comparisons) => &[DatasetKind::Comparisons],
             Self::Jsonl(DatasetKind::Prompts) => &[DatasetKind::Prompts],
@@ -90,7 +100,7 @@ impl ImportFormat {
 pub struct ImportOptions {
     /// The format.
     pub format: ImportFormat,
-    /// The file or folder; `None` for synthetic data.
+    /// The file or folder; `None` for generated data.
     pub path: Option<PathBuf>,
     /// Share of the conversations that is held out, above 0 and below 1.
     pub heldout: f64,
@@ -98,8 +108,10 @@ pub struct ImportOptions {
     pub seed: u64,
     /// Messages a prompt keeps, counted from its end. An odd number starts with the user.
     pub prompt_turns: usize,
-    /// Conversations to generate (synthetic only).
+    /// Conversations or documents to generate (generated data only).
     pub conversations: usize,
+    /// Sentences of filler in a document at most (passkey only).
+    pub sentences: usize,
 }
 
 /// What an import did.
@@ -139,6 +151,14 @@ pub fn import(options: &ImportOptions, out_dir: &Path) -> Result<ImportReport, D
         ImportFormat::Synthetic => {
             importer.conversations(synthetic::generate(options.seed, options.conversations))?;
         }
+        ImportFormat::Passkey => {
+            let documents = options.conversations;
+            importer.rows(passkey::generate(
+                options.seed,
+                documents,
+                options.sentences,
+            ))?;
+        }
         ImportFormat::PlainText => {
             let texts = read_plain_text(importer.input()?)?;
             importer.rows(texts)?;
@@ -168,12 +188,20 @@ fn check_options(options: &ImportOptions) -> Result<(), DataError> {
             hint: "1 keeps the last message only",
         });
     }
-    if options.format == ImportFormat::Synthetic && options.conversations == 0 {
+    if options.format.is_generated() && options.conversations == 0 {
         return Err(DataError::Option {
             option: "conversations",
             value: "0".to_owned(),
             reason: "nothing would be generated",
             hint: "a few hundred are enough for a test",
+        });
+    }
+    if options.format == ImportFormat::Passkey && options.sentences == 0 {
+        return Err(DataError::Option {
+            option: "sentences",
+            value: "0".to_owned(),
+            reason: "nothing would be hidden in nothing",
+            hint: "five of them are about twenty-five tokens",
         });
     }
     Ok(())

@@ -27,6 +27,7 @@ pub mod import;
 pub mod loader;
 pub mod pack;
 mod pack_write;
+pub mod passkey;
 pub mod rows;
 mod schemas;
 mod sentencepiece;

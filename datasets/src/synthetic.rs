@@ -138,16 +138,17 @@ const BAD_VERBS: [&str; 6] = [
 const PLAIN_VERBS: [&str; 6] = ["saw", "visited", "found", "left", "noticed", "described"];
 
 /// Draws of one conversation, numbered.
-struct Draws {
-    seed: u64,
-    conversation: u64,
-    count: u64,
+pub(crate) struct Draws {
+    pub(crate) seed: u64,
+    pub(crate) purpose: &'static str,
+    pub(crate) conversation: u64,
+    pub(crate) count: u64,
 }
 
 impl Draws {
-    fn below(&mut self, bound: usize) -> usize {
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
         self.count += 1;
-        (key(self.seed, "synthetic", self.conversation, self.count) % bound as u64) as usize
+        (key(self.seed, self.purpose, self.conversation, self.count) % bound as u64) as usize
     }
 
     fn of(&mut self, words: &[&'static str]) -> &'static str {
@@ -165,6 +166,7 @@ pub(crate) fn generate(seed: u64, count: usize) -> Vec<Conversation> {
 fn conversation(seed: u64, index: u64) -> Conversation {
     let mut draws = Draws {
         seed,
+        purpose: "synthetic",
         conversation: index,
         count: 0,
     };

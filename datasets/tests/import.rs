@@ -17,6 +17,7 @@ fn options(format: &str, path: Option<PathBuf>) -> ImportOptions {
         seed: 1,
         prompt_turns: 3,
         conversations: 200,
+        sentences: 20,
     }
 }
 
@@ -224,6 +225,28 @@ fn impossible_options_are_refused() {
     let text = ImportFormat::parse("csv").expect_err("unknown").to_string();
     assert!(
         text.contains("unknown import format `csv`") && text.contains("plain-text"),
+        "{text}"
+    );
+}
+
+#[test]
+fn passkey_texts_are_texts_alone_that_ask_for_their_number() {
+    let dir = tempfile::tempdir().expect("folder");
+    let options = options("passkey", None);
+    let report = import(&options, dir.path()).expect("imported");
+    assert_eq!((report.read, report.files.len()), (200, 2));
+    let texts: Vec<Text> = load_split(dir.path(), Split::Train).expect("texts");
+    assert!(texts.len() > 100);
+    for row in &texts {
+        assert!(row.text.contains("What is the pass key? The pass key is "));
+    }
+    let none = ImportOptions {
+        sentences: 0,
+        ..options
+    };
+    let text = import(&none, dir.path()).expect_err("refused").to_string();
+    assert!(
+        text.contains("sentences") && text.contains("hint: "),
         "{text}"
     );
 }

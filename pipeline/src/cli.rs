@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use recipe::request::{Compute, Sampling};
 
 pub use crate::cli_model::{ConvertArgs, DiffArgs, MergeArgs, ModelCommand, ShowArgs};
+use crate::commands::retrieval::RetrievalArgs;
 use crate::inspect::InspectArgs;
 use crate::values::{Device, DtypeArg, above_zero, at_least_one, parse_override, probability};
 
@@ -78,6 +79,7 @@ One line is one message; Ctrl-D ends the conversation.")]
     #[command(after_help = "\
 Example:
   rlhf eval runs/demo --samples 512
+  rlhf eval retrieval --model runs/demo/sft/final --lengths 256,1024
 
 Also writes eval.json into the PPO stage's folder; `rlhf inspect` shows it.")]
     Eval(EvalArgs),
@@ -221,12 +223,30 @@ pub struct ChatArgs {
     pub compute: ComputeArgs,
 }
 
+/// The evaluations of one model.
+#[derive(Debug, Clone, Subcommand)]
+pub enum EvalCommand {
+    /// Hide a number in texts of several lengths, and see whether a model finds it (passkey retrieval).
+    #[command(after_help = "\
+Example:
+  rlhf eval retrieval --model runs/demo/sft/final --lengths 256,1024 --at-least 0.9
+
+Out, a JSON object: max_positions, samples, seed, and lengths with the accuracy over all depths and at each.
+A model with rotary positions is read beyond its own longest sequence too. Exit code 1 where a length is below
+--at-least.")]
+    Retrieval(RetrievalArgs),
+}
+
 /// `rlhf eval`.
 #[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct EvalArgs {
+    /// Another evaluation, of one model.
+    #[command(subcommand)]
+    pub command: Option<EvalCommand>,
     /// The run folder; its plan.toml says what was run.
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
+    #[arg(value_name = "RUN", required = true)]
+    pub run: Option<PathBuf>,
     /// Held-out prompts, one reply each.
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one)]
     pub samples: usize,

@@ -41,6 +41,24 @@ fn values_out_of_bounds_are_refused() {
             "{rest:?}"
         );
     }
+    for refused in [
+        &["rlhf", "eval"][..],
+        &["rlhf", "eval", "retrieval", "--model", "m"],
+        &["rlhf", "eval", "retrieval", "--lengths", "64"],
+        &[
+            "rlhf",
+            "eval",
+            "retrieval",
+            "--model",
+            "m",
+            "--lengths",
+            "0",
+        ],
+    ] {
+        assert!(Cli::try_parse_from(refused).is_err(), "{refused:?}");
+    }
+    let retrieval = "rlhf eval retrieval --model m --lengths 64,128 --at-least 0.5";
+    assert!(Cli::try_parse_from(retrieval.split(' ')).is_ok());
     let run = ["rlhf", "run", "c.toml", "--set", "a.b = 1", "--set", "x"];
     assert!(Cli::try_parse_from(run).is_err());
     let Ok(Cli {

@@ -56,6 +56,7 @@ fn import_data(import: &ImportPlan, seed: u64, run: &RunFolder, stage: &StagePla
         seed,
         prompt_turns: import.prompt_turns,
         conversations: import.conversations,
+        sentences: import.sentences.unwrap_or_default(),
     };
     let report = datasets::import(&options, folder.path())?;
     let dropped: u64 = report.dropped.values().sum();

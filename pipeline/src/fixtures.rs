@@ -28,6 +28,7 @@ pub fn pipeline() -> Result<Pipeline, Box<dyn Error>> {
     fs::write(&data, "data")?;
     let run = RunFolder::open_or_create(&dir.path().join("run"))?;
     let import = ImportPlan {
+        sentences: None,
         format: "chitchat".into(),
         path: Some(data),
         heldout: 0.1,
@@ -39,6 +40,7 @@ pub fn pipeline() -> Result<Pipeline, Box<dyn Error>> {
         vocab_size: 300,
     };
     let pretrain = PretrainPlan {
+        start: None,
         data: from_stage("corpus"),
         tokenizer: from_stage("tokenizer"),
         model: shape(),

@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, ModelCommand};
+use cli::{Cli, Command, EvalCommand, ModelCommand};
 use failure::Outcome;
 
 fn main() -> ExitCode {
@@ -62,7 +62,10 @@ fn dispatch(command: &Command) -> Outcome {
             ModelCommand::Show(args) => commands::model_files::show(args),
             ModelCommand::Diff(args) => commands::model_files::diff(args),
         },
-        Command::Eval(args) => commands::eval::run(args),
+        Command::Eval(args) => match &args.command {
+            Some(EvalCommand::Retrieval(args)) => commands::retrieval::run(args),
+            None => commands::eval::run(args),
+        },
         Command::GpuCheck(args) => commands::gpu_check::run(args),
         Command::Doctor => commands::doctor::run(),
     }

@@ -13,9 +13,11 @@ f64, so that a comparison at 1e-9 means something, and the script asserts that t
     logits         (token) or scores (scalar), all places  loss           mean over predicted tokens
     grad/NAME      gradients of the loss                   step10/NAME    weights after ten steps of
     config         config.json, as UTF-8 bytes                            AdamW on that batch
+    cached         (dynamic scaling) logits of the first row, decoded token by token with a cache
 """
 
 import contextlib
+import copy
 import importlib
 import json
 import math
@@ -51,8 +53,8 @@ def rotary_width(config):
     return int(head_dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
 
 
-def precise_frequencies(config):
-    """The frequencies and the factor of the tables, in f64."""
+def precise_frequencies(config, length):
+    """The frequencies and the factor of the tables for a row of `length` tokens, in f64."""
     rope = config.rope_parameters
     width = rotary_width(config)
     if rope["rope_type"] == "default":
@@ -62,14 +64,15 @@ def precise_frequencies(config):
     original = module.torch
     module.torch = Double()
     try:
-        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
+        return ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, seq_len=length)
     finally:
         module.torch = original
 
 
 def precise_rotary(self, x, position_ids):
-    frequencies, factor = precise_frequencies(self.config)
-    angles = position_ids[..., None].to(x.dtype) * frequencies
+    rows = [precise_frequencies(self.config, row.max().item() + 1) for row in position_ids]
+    frequencies, factor = torch.stack([row[0] for row in rows]), rows[0][1]
+    angles = position_ids[..., None].to(x.dtype) * frequencies[:, None]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos() * factor, angles.sin() * factor
 
@@ -115,6 +118,7 @@ def rope(**more):
 
 
 YARN = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+DYNAMIC = rope(rope_type="dynamic", factor=2.0)
 LLAMA3 = rope(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=32,
@@ -175,6 +179,9 @@ MODELS = {
     "falcon_scalar": ("falcon", "FalconForSequenceClassification", FALCON | NEW),
     "glm": ("glm", "GlmForCausalLM", LLAMA | dict(head_dim=8)),
     "glm_scalar": ("glm", "GlmForSequenceClassification", LLAMA | dict(head_dim=8, attention_bias=False)),
+    "llama_dynamic": (
+        "llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=DYNAMIC, max_position_embeddings=5, head_dim=6)
+    ),
 }
 
 
@@ -200,6 +207,20 @@ def forward(model, ids, valid):
         trunk = getattr(model, model.base_model_prefix)
         return model.score(trunk(**inner).last_hidden_state).squeeze(-1)
     return model(**inner).logits
+
+
+def alone(model, ids, valid):
+    """Each row in a fresh model: a dynamic base would be that of the longest row that was there before."""
+    rows = [forward(copy.deepcopy(model), ids[i:i + 1], valid[i:i + 1]) for i in range(len(ids))]
+    return torch.cat(rows)
+
+
+def decode(model, ids):
+    """Logits of one row, a token at a time."""
+    cache, steps = transformers.DynamicCache(), []
+    for i in range(ids.shape[1]):
+        steps.append(model(input_ids=ids[:, i:i + 1], past_key_values=cache).logits)
+    return torch.cat(steps, 1)
 
 
 def loss_of(out, ids, valid):
@@ -236,11 +257,17 @@ def golden(name, seed):
     randomise(model, generator)
     ids, valid = batch(generator)
     with torch.no_grad():
-        plain = forward(model, ids, valid)
+        plain = alone(model, ids, valid)
+        plain_cached = decode(copy.deepcopy(model), ids[:1]) if "dynamic" in name else None
     with precise(module):
         out = forward(model, ids, valid)
         gap = (plain - out.detach())[valid].abs().max().item()
         assert gap < 1e-5, f"{name}: {gap}"
+        cached = {}
+        if plain_cached is not None:
+            with torch.no_grad():
+                cached = dict(cached=decode(model, ids[:1]))
+            assert (plain_cached - cached["cached"]).abs().max().item() < 1e-5, name
         loss = loss_of(out, ids, valid)
         loss.backward()
         params = {stored(k, family): p for k, p in model.named_parameters()}
@@ -254,7 +281,7 @@ def golden(name, seed):
             optimizer.step()
     tensors |= {f"step10/{k}": p.detach().float() for k, p in params.items()}
     text = json.dumps(config.to_diff_dict() | {"architectures": [cls]}).encode()
-    tensors |= dict(ids=ids, valid=valid, out=out.detach(), loss=loss.detach().reshape(1),
+    tensors |= cached | dict(ids=ids, valid=valid, out=out.detach(), loss=loss.detach().reshape(1),
                     config=torch.tensor(list(text), dtype=torch.uint8))
     path = OUT / f"model_{name}.safetensors"
     save_file({k: v.clone().contiguous() for k, v in tensors.items()}, path)

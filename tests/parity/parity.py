@@ -11,6 +11,7 @@ Adapters, on the first shape of each family: those that peft writes, `rlhf score
 read; those that `rlhf run` trains in two steps, peft reads, with the logits of the merged `final/`.
 """
 
+import inspect
 import json
 import subprocess
 import sys
@@ -64,9 +65,10 @@ LLAMA3 = dict(
     rope_type="llama3", rope_theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )
+DYNAMIC = dict(rope_type="dynamic", rope_theta=1e4, factor=4.0)
 LINEAR = dict(rope_type="linear", rope_theta=1e4, factor=2.0)
 
-# family: (class prefix, class of the language model, one configuration a shape)
+# family: (class prefix, class of the language model, one configuration a shape, and more of the first ones)
 FAMILIES = {
     "gpt1": ("OpenAIGPT", "OpenAIGPTLMHeadModel", [lambda s: gpt(s)] * 3),
     "gpt2": ("GPT2", "GPT2LMHeadModel", [
@@ -94,6 +96,7 @@ FAMILIES = {
         lambda s: llama(s, rope_parameters=LLAMA3),
         lambda s: llama(s, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, rope_parameters=LINEAR),
         lambda s: llama(s, head_dim=10, rope_parameters=YARN),
+        lambda s: llama(s, rope_parameters=DYNAMIC, max_position_embeddings=8),
     ]),
     "mistral": ("Mistral", "MistralForCausalLM", [
         lambda s: llama(s, sliding_window=4), lambda s: llama(s, sliding_window=None),
@@ -177,10 +180,19 @@ def gap_of_scores(model, rows, scored, scalar):
 
 
 def greedy(model, row):
-    row = list(row)
-    for _ in range(NEW_TOKENS):
-        row.append(logits(model, row)[-1].argmax().item())
-    return row[-NEW_TOKENS:]
+    """With a cache where the class has one: under dynamic scaling, cached keys keep their angles."""
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        row = list(row)
+        for _ in range(NEW_TOKENS):
+            row.append(logits(model, row)[-1].argmax().item())
+        return row[-NEW_TOKENS:]
+    cache, new, made = transformers.DynamicCache(), row, []
+    with torch.no_grad():
+        for _ in range(NEW_TOKENS):
+            step = model(input_ids=torch.tensor([new]), past_key_values=cache, use_cache=True)
+            new = [step.logits[0, -1].argmax().item()]
+            made += new
+    return made
 
 
 PIPELINE = """
@@ -251,7 +263,7 @@ def check_adapters(family, folder):
 
 def check(family, index, scalar, folder):
     prefix, cls, settings = FAMILIES[family]
-    shape = SHAPES[index]
+    shape = SHAPES[index % len(SHAPES)]
     cls = prefix + "ForSequenceClassification" if scalar else cls
     model = build(prefix, cls, settings[index](shape), shape["vocab"], index)
     there, data, back = folder / "model", folder / "rows.jsonl", folder / "converted"
@@ -287,7 +299,7 @@ def main(chosen):
         print(f"{words}  gap {gap:.1e}  {'; '.join(problems) or 'equal'}", flush=True)
 
     for family in chosen or FAMILIES:
-        for index in range(len(SHAPES)):
+        for index in range(len(FAMILIES[family][2])):
             for scalar in (False, True):
                 head = "scalar" if scalar else "token"
                 report(f"{family:10} shape {index} {head:6}", lambda folder: check(family, index, scalar, folder))

@@ -30,9 +30,12 @@ struct Lineage<'a> {
 /// # Errors
 /// A folder that is no run, a run that has no PPO stage or is not done, or what the worker says.
 pub fn run(args: &EvalArgs) -> Outcome {
-    let plan = read_plan(&args.run).map_err(Failure::Usage)?;
-    let plan = plan.ok_or_else(|| Failure::Usage(not_a_run_folder(&args.run, "no plan.toml")))?;
-    let run = RunFolder::open_or_create(&args.run).map_err(Failure::run)?;
+    let Some(dir) = &args.run else {
+        unreachable!("the command line asks for a run where there is no other evaluation");
+    };
+    let plan = read_plan(dir).map_err(Failure::Usage)?;
+    let plan = plan.ok_or_else(|| Failure::Usage(not_a_run_folder(dir, "no plan.toml")))?;
+    let run = RunFolder::open_or_create(dir).map_err(Failure::run)?;
     let _lock = run.lock().map_err(Failure::run)?;
     let lineage = lineage(&plan, &run)?;
     let stage = run.stage(&lineage.stage.name);

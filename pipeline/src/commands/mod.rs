@@ -9,6 +9,7 @@ pub mod model;
 pub mod model_files;
 pub mod plan;
 pub mod pull;
+pub mod retrieval;
 pub mod run;
 pub mod score;
 

@@ -8,7 +8,7 @@ use trainer::{LmOptions, Outcome, Session, StageContext, lm_backward, lm_evaluat
 use crate::PretrainError;
 use crate::data::Data;
 
-/// Trains a base model from its last snapshot, or from random weights.
+/// Trains a base model from its last snapshot, from the model that it continues, or from random weights.
 ///
 /// # Errors
 /// [`PretrainError`] says what failed.
@@ -19,7 +19,13 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
         return Err(PretrainError::Vocabulary { tokens, vocab_size });
     }
     let mut data = Data::open(ctx, plan, &tokenizer)?;
-    let model = Model::init(&plan.model, Head::Token, ctx.seed, ctx.device, ctx.kind);
+    let model = match &plan.start {
+        Some(start) => ctx
+            .load_checkpoint(start)?
+            .model
+            .with_positions(&plan.model),
+        None => Model::init(&plan.model, Head::Token, ctx.seed, ctx.device, ctx.kind),
+    };
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_rows())?;
     while session.is_running() {

@@ -16,6 +16,7 @@ pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
     let Checkpoint {
         model, tokenizer, ..
     } = ctx.load_checkpoint(&plan.model)?;
+    let model = model.with_positions(&plan.shape);
     let data = Data::open(ctx, plan, &tokenizer)?;
     let model = ctx.adapt(model, plan.lora.as_ref(), &plan.model, "adapters");
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);

@@ -18,6 +18,7 @@ mod generate;
 mod gpu_check;
 mod inspect;
 mod probe;
+mod retrieval;
 mod rows;
 mod score;
 mod stage;
@@ -62,6 +63,8 @@ enum Command {
     Chat { request: String },
     /// Compare a pipeline's checkpoints on held-out prompts.
     Eval { request: String },
+    /// Hide a number in long texts, and ask for it.
+    Retrieval { request: String },
     /// Say what libtorch and devices there are.
     Probe,
     /// Train and sample a 1.3B model in bf16 on the GPU.
@@ -98,6 +101,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Diff { request } => inspect::diff(&parse(request)?)?,
         Command::Chat { request } => chat::run(&parse(request)?, &lines)?,
         Command::Eval { request } => evaluate::run(&parse(request)?)?,
+        Command::Retrieval { request } => retrieval::run(&parse(request)?)?,
         Command::Probe => probe::run()?,
         Command::GpuCheck => gpu_check::run()?,
     }

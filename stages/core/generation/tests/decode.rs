@@ -91,6 +91,7 @@ fn full_logits(model: &Model, request: &Request, sample: &Sample) -> Vec<Vec<f64
     let logits_btv = model.logits(&model.hidden(&Input {
         ids_bt,
         valid_bt: None,
+        lengths_b: None,
     }));
     let first = request.prompt_ids.len() as i64 - 1;
     (0..sample.output_ids.len() as i64)
@@ -172,6 +173,7 @@ fn cached_logprobs_are_those_of_the_full_forward() {
             let hidden_btd = model.hidden(&Input {
                 ids_bt: ids_bt.shallow_clone(),
                 valid_bt: None,
+                lengths_b: None,
             });
             let start = request.prompt_ids.len() as i64;
             let full_br =

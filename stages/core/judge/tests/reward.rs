@@ -35,6 +35,7 @@ fn alone(model: &Model, row: &[u32]) -> f64 {
     let hidden_btd = model.hidden(&Input {
         ids_bt,
         valid_bt: None,
+        lengths_b: None,
     });
     model
         .scalar(&hidden_btd)

@@ -54,6 +54,10 @@ impl Model {
     /// keys and values are added to the cache. The first call takes the prompts, later ones a token
     /// each. Call it under `no_grad`.
     ///
+    /// Equal to a full pass, but for rows beyond the trained length under dynamic rotary scaling
+    /// ([`recipe::shape::RopeScaling::Dynamic`]): there a call turns by the row's present length, and cached
+    /// keys stay as they were turned, as in transformers.
+    ///
     /// - `ids_bt`: int64 `[b, t]`;
     /// - `positions_bt`: each token's position among the real tokens of its row, int64 `[b, t]`
     ///   (padding: 0);
@@ -87,7 +91,7 @@ impl Model {
             valid_bs,
             device: self.device(),
         };
-        let context = self.span_context(&span, positions_bt);
+        let context = self.span_context(&span, positions_bt, None);
         let mut x_btd = self.embed(ids_bt, positions_bt);
         for (block, (keys, values)) in self.blocks().iter().zip(&cache.layers) {
             let layer = LayerCache { keys, values, past };

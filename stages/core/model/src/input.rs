@@ -13,6 +13,9 @@ pub struct Input {
     /// `true` on real tokens, bool `[b, t]`. `None` where padding, if any, is on the right: real
     /// tokens then come first and, by causality, see no padding.
     pub valid_bt: Option<Tensor>,
+    /// Tokens of each row, int64 `[b]`, where padding on the right alone makes them fewer than the
+    /// columns. (Only dynamic rotary scaling asks: causality hides such padding from all else.)
+    pub lengths_b: Option<Tensor>,
 }
 
 impl Input {
@@ -21,17 +24,23 @@ impl Input {
         Self {
             ids_bt,
             valid_bt: None,
+            lengths_b: None,
         }
     }
 
     /// A padded batch; the mask is kept only where padding precedes a real token.
     pub fn from_padded(padded: &Padded, device: Device) -> Self {
         let rows = padded.valid.chunks(padded.cols.max(1));
-        let right_padded = rows.into_iter().all(|row| row.is_sorted_by(|a, b| a >= b));
-        if right_padded {
-            Self::dense(ids(padded, device))
-        } else {
-            Self::left_padded(padded, device)
+        let right_padded = rows.clone().all(|row| row.is_sorted_by(|a, b| a >= b));
+        if !right_padded {
+            return Self::left_padded(padded, device);
+        }
+        let length = |row: &[bool]| row.iter().filter(|valid| **valid).count() as i64;
+        let lengths: Vec<i64> = rows.map(length).collect();
+        let lengths_b = padded.valid.contains(&false).then_some(lengths);
+        Self {
+            lengths_b: lengths_b.map(|lengths| Tensor::from_slice(&lengths).to_device(device)),
+            ..Self::dense(ids(padded, device))
         }
     }
 
@@ -44,6 +53,7 @@ impl Input {
         Self {
             ids_bt: ids(padded, device),
             valid_bt: Some(valid),
+            lengths_b: None,
         }
     }
 
@@ -60,6 +70,7 @@ impl Input {
         Self {
             ids_bt: self.ids_bt.shallow_clone(),
             valid_bt: self.valid_bt.as_ref().map(Tensor::shallow_clone),
+            lengths_b: self.lengths_b.as_ref().map(Tensor::shallow_clone),
         }
     }
 }

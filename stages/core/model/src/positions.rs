@@ -18,13 +18,28 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// Tables for the given positions, computed in f32 (f64 for f64 models), as transformers does.
-    pub(crate) fn new(rotary: &Rotary, positions_bt: &Tensor, kind: Kind) -> Self {
+    /// `lengths_b`: tokens of each row, for dynamic scaling; where it is absent, each row ends with its
+    /// largest position.
+    pub(crate) fn new(
+        rotary: &Rotary,
+        positions_bt: &Tensor,
+        lengths_b: Option<&Tensor>,
+        kind: Kind,
+    ) -> Self {
         let precise = if kind == Kind::Double {
             Kind::Double
         } else {
             Kind::Float
         };
-        let frequencies_f = frequencies(rotary, positions_bt.device(), precise);
+        let theta = match rotary.scaling {
+            RopeScaling::Dynamic { factor, original } => {
+                let lengths_b = lengths_b
+                    .map_or_else(|| positions_bt.amax([-1], false) + 1, Tensor::shallow_clone);
+                dynamic_theta(rotary, (factor, original), &lengths_b)
+            }
+            _ => plain_theta(rotary, positions_bt.device()),
+        };
+        let frequencies_f = frequencies(rotary, &theta, precise);
         let angles_btf = positions_bt.to_kind(precise).unsqueeze(-1) * frequencies_f;
         let angles_bte = if rotary.interleaved {
             angles_btf.repeat_interleave_self_int(2, -1, None)
@@ -75,19 +90,34 @@ pub(crate) fn divisors(rotary: &Rotary) -> Tensor {
         scaling: RopeScaling::None,
         ..*rotary
     };
-    let (device, kind) = (Device::Cpu, Kind::Double);
-    frequencies(&plain, device, kind) / frequencies(rotary, device, kind)
+    let (theta, kind) = (plain_theta(rotary, Device::Cpu), Kind::Double);
+    frequencies(&plain, &theta, kind) / frequencies(rotary, &theta, kind)
 }
 
-/// Radians per position of each turned pair, `[f]`: `theta^(-2i/width)`, stretched as the model says.
-fn frequencies(rotary: &Rotary, device: Device, kind: Kind) -> Tensor {
+/// The base as the model names it, a scalar in f64.
+fn plain_theta(rotary: &Rotary, device: Device) -> Tensor {
+    Tensor::from(rotary.theta).to_device(device)
+}
+
+/// The base for rows of these lengths, `[b, 1, 1]` in f64: [`RopeScaling::Dynamic`]'s, in a form that is
+/// exactly `theta` within the trained length.
+fn dynamic_theta(rotary: &Rotary, (factor, original): (f64, usize), lengths_b: &Tensor) -> Tensor {
+    let beyond_b = (lengths_b.to_kind(Kind::Double) / original as f64 - 1.0).clamp_min(0.0);
+    let width = rotary.width as f64;
+    let stretch_b = (beyond_b * factor + 1.0).pow_tensor_scalar(width / (width - 2.0));
+    (stretch_b * rotary.theta).view([-1, 1, 1])
+}
+
+/// Radians per position of each turned pair, `[f]` (`[b, 1, f]` for a base of each row): `theta^(-2i/width)`,
+/// stretched as the model says.
+fn frequencies(rotary: &Rotary, theta: &Tensor, kind: Kind) -> Tensor {
+    let device = theta.device();
     let width = rotary.width as i64;
     let exponents_f = Tensor::arange_start_step(0, width, 2, (Kind::Int64, device));
     let exponents_f = exponents_f.to_kind(kind) / width as f64;
-    let theta = Tensor::from(rotary.theta).to_kind(kind).to_device(device);
-    let plain_f = theta.pow(&exponents_f).reciprocal();
+    let plain_f = theta.to_kind(kind).pow(&exponents_f).reciprocal();
     match rotary.scaling {
-        RopeScaling::None => plain_f,
+        RopeScaling::None | RopeScaling::Dynamic { .. } => plain_f,
         RopeScaling::Linear { factor } => plain_f / factor,
         RopeScaling::Llama3 {
             factor,

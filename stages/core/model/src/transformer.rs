@@ -118,6 +118,23 @@ impl Model {
         Self::from_params(self.shape.clone(), Head::Scalar, 0.0, params, None)
     }
 
+    /// The same parameters with the positions of another shape: other rotary angles, for more of them.
+    #[must_use]
+    pub fn with_positions(self, of: &ModelShape) -> Self {
+        let shape = ModelShape {
+            positions: of.positions,
+            max_positions: of.max_positions,
+            ..self.shape
+        };
+        Self::from_params(
+            shape,
+            self.head,
+            self.reward_shift,
+            self.params,
+            self.adapter,
+        )
+    }
+
     /// Takes over the numbers of what is trained of another model (converted to this one's type and device).
     ///
     /// # Panics
@@ -291,16 +308,22 @@ impl Model {
             valid_bs: input.valid_bt.as_ref(),
             device: self.device(),
         };
-        self.span_context(&span, &input.positions())
+        self.span_context(&span, &input.positions(), input.lengths_b.as_ref())
     }
 
-    pub(crate) fn span_context(&self, span: &Span, positions_bt: &Tensor) -> Context {
+    /// `lengths_b`: tokens of each row, int64 `[b]`, where they are not its largest position plus 1.
+    pub(crate) fn span_context(
+        &self,
+        span: &Span,
+        positions_bt: &Tensor,
+        lengths_b: Option<&Tensor>,
+    ) -> Context {
         let shape = &self.shape;
         let local = shape.local.as_ref();
         Context {
             turn: shape
                 .rotary()
-                .map(|rotary| Turn::new(rotary, positions_bt, self.kind())),
+                .map(|rotary| Turn::new(rotary, positions_bt, lengths_b, self.kind())),
             mask: match shape.positions {
                 Positions::Alibi => Mask::alibi(span, shape.heads, shape.head_dim, self.kind()),
                 _ => Mask::new(span, None),

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 use model::{Head, Input, KvCache, Model, RecordOptions, response_logprobs, token_logprobs};
 use recipe::families::Sizes;
-use recipe::shape::{BlockOrder, Family, LocalAttention, ModelShape, Positions};
+use recipe::shape::{
+    BlockOrder, Family, LocalAttention, ModelShape, Positions, RopeScaling, Rotary,
+};
 use tch::{Device, Kind, Tensor};
 
 const BOUND: f64 = 1e-9;
@@ -32,6 +34,22 @@ fn shape(family: Family) -> ModelShape {
     }
 }
 
+/// A base that grows with the row, beyond 4 tokens.
+fn dynamic(shape: &ModelShape) -> Positions {
+    Positions::Rotary(Rotary {
+        scaling: RopeScaling::Dynamic {
+            factor: 4.0,
+            original: 4,
+        },
+        ..*shape.rotary().expect("a family with rotary positions")
+    })
+}
+
+/// Whether cached decoding is the full pass.
+fn is_static(model: &Model) -> bool {
+    model.shape.fixed_positions() == model.shape.max_positions
+}
+
 /// Every family, and the parts that no family has by itself.
 fn shapes() -> Vec<ModelShape> {
     let with = |family, change: fn(&mut ModelShape)| {
@@ -53,6 +71,7 @@ fn shapes() -> Vec<ModelShape> {
             shape.kv_heads = 2;
             shape.order = BlockOrder::ParallelTwoNorms;
         }),
+        with(Family::Llama, |shape| shape.positions = dynamic(shape)),
     ]);
     shapes
 }
@@ -97,9 +116,11 @@ fn padded(rows: &[Vec<i64>], left: bool) -> Input {
         Tensor::from_slice(&flat).view([rows.len() as i64, len as i64])
     };
     let valid_bt = left.then(|| stack(0, &|_| 1).to_kind(Kind::Bool));
+    let lengths: Vec<i64> = rows.iter().map(|row| row.len() as i64).collect();
     Input {
         ids_bt: stack(1, &|t| t),
         valid_bt,
+        lengths_b: (!left).then(|| Tensor::from_slice(&lengths)),
     }
 }
 
@@ -138,12 +159,12 @@ fn padding_and_batch_mates_change_nothing() {
 #[test]
 fn cached_decoding_equals_the_full_pass() {
     let _guard = tch::no_grad_guard();
-    for model in models() {
+    for model in models().iter().filter(|model| is_static(model)) {
         // Left-padded prompts, then three tokens each; the middle row leaves after the first.
         let input = padded(&rows(), true);
         let valid_bt = input.valid_bt.as_ref().expect("padded on the left");
         let (ids_bt, mut valid_bs) = (input.ids_bt.shallow_clone(), valid_bt.shallow_clone());
-        let mut cache = KvCache::new(&model, 3, 12);
+        let mut cache = KvCache::new(model, 3, 12);
         let positions_bt = (valid_bs.cumsum(1, Kind::Int64) - 1).clamp_min(0);
         let prompt = model.forward_cached(&ids_bt, &positions_bt, &mut cache, Some(&valid_bs));
         assert_equal("prompt", &prompt, &model.hidden(&input));
@@ -186,10 +207,10 @@ fn cached_decoding_equals_the_full_pass() {
 #[test]
 fn several_new_tokens_without_a_mask_see_only_their_past() {
     let _guard = tch::no_grad_guard();
-    for model in models() {
+    for model in models().iter().filter(|model| is_static(model)) {
         let row = &rows()[0];
         let full = model.hidden(&alone(row));
-        let mut cache = KvCache::new(&model, 1, row.len());
+        let mut cache = KvCache::new(model, 1, row.len());
         let mut parts = Vec::new();
         for (start, len) in [(0, 4), (4, 1), (5, 4)] {
             let positions = Tensor::arange_start(start, start + len, (Kind::Int64, Device::Cpu));
@@ -198,6 +219,49 @@ fn several_new_tokens_without_a_mask_see_only_their_past() {
         }
         assert_equal("stretches", &Tensor::cat(&parts, 1), &full);
     }
+}
+
+/// Token by token without a mask: a row alone.
+fn decode(model: &Model, row: &[i64]) -> Tensor {
+    let mut cache = KvCache::new(model, 1, row.len());
+    let steps = row.iter().zip(0_i64..).map(|(token, position)| {
+        let (ids_bt, positions_bt) = (Tensor::from(*token), Tensor::from(position));
+        model.forward_cached(
+            &ids_bt.view([1, 1]),
+            &positions_bt.view([1, 1]),
+            &mut cache,
+            None,
+        )
+    });
+    Tensor::cat(&steps.collect::<Vec<_>>(), 1)
+}
+
+#[test]
+fn dynamic_scaling_decodes_by_the_present_length_whatever_came_before() {
+    let _guard = tch::no_grad_guard();
+    let models = models();
+    let model = models
+        .iter()
+        .find(|model| !is_static(model))
+        .expect("a dynamic model");
+    let row = &rows()[0];
+    let first = decode(model, row);
+    let gap = |len: i64| {
+        let last = |x_btd: &Tensor| x_btd.select(1, len - 1);
+        let full_btd = model.hidden(&alone(&row[..len as usize]));
+        (last(&first) - last(&full_btd))
+            .abs()
+            .max()
+            .double_value(&[])
+    };
+    for len in 1..=4 {
+        assert!(gap(len) <= BOUND, "{len} tokens, within the trained length");
+    }
+    for len in 6..=9 {
+        assert!(gap(len) > 1e-6, "{len} tokens: cached keys are turned anew");
+    }
+    let _longer_before = model.hidden(&alone(row));
+    assert_equal("a second time", &decode(model, row), &first);
 }
 
 fn gradients(model: &Model, run: impl FnOnce(&Model)) -> BTreeMap<String, Tensor> {

@@ -8,6 +8,9 @@ use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan};
 use crate::shape::ModelShape;
 use crate::tensors::{Head, tensors};
 
+/// A loss computes logits a chunk at a time, of at most this size in f32 (less on a CPU).
+pub const LOGIT_CHUNK_BYTES: usize = 512 << 20;
+
 impl Dtype {
     /// Bytes of one number.
     pub fn bytes(self) -> u64 {
@@ -104,9 +107,11 @@ impl ModelShape {
         numbers * tokens as u64 * execution.dtype.bytes()
     }
 
-    /// Logits of `tokens` tokens and their gradient, in f32 at least.
+    /// Logits of `tokens` tokens and their gradient, in f32 at least; of one chunk of them
+    /// ([`LOGIT_CHUNK_BYTES`]) where they are more.
     pub fn logit_bytes(&self, tokens: usize, dtype: Dtype) -> u64 {
-        2 * (tokens * self.vocab_size) as u64 * dtype.bytes().max(4)
+        let chunk = (LOGIT_CHUNK_BYTES / (4 * self.vocab_size)).max(1);
+        2 * (tokens.min(chunk) * self.vocab_size) as u64 * dtype.bytes().max(4)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whether the numbers of a shape fit together.
 
 use crate::error::ShapeError;
-use crate::shape::{ModelShape, Positions, Rotary};
+use crate::shape::{ModelShape, Positions, RopeScaling, Rotary};
 
 impl ModelShape {
     /// Checks that the numbers fit together.
@@ -84,6 +84,16 @@ impl ModelShape {
         if !(rotary.theta > 0.0 && rotary.theta.is_finite()) {
             let what = format!("rope_theta must be above 0, is {}", rotary.theta);
             return wrong(what, "10000 is usual");
+        }
+        if let RopeScaling::Dynamic { factor, .. } = rotary.scaling {
+            if !(factor >= 1.0 && factor.is_finite()) {
+                let what = format!("the factor of dynamic scaling must be at least 1, is {factor}");
+                return wrong(what, "2 makes rows of twice the trained length possible");
+            }
+            if turned == 2 {
+                let what = "dynamic scaling of 2 turned numbers of a head".to_owned();
+                return wrong(what, "its exponent w / (w - 2) needs more than 2");
+            }
         }
         Ok(())
     }

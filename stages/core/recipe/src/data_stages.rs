@@ -36,7 +36,7 @@ pub(crate) fn import(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<Im
     };
     let format = artefacts::import_format(&name)
         .map_err(|(message, hint)| reader.problem("format", message, hint))?;
-    let path = if format == ImportFormat::Synthetic {
+    let path = if format.is_generated() {
         reader.refuse("path", "has no meaning for generated data", "leave it out")?;
         None
     } else {
@@ -44,14 +44,22 @@ pub(crate) fn import(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<Im
         reader.refuse(
             "conversations",
             why,
-            "leave it out, or take format = \"synthetic\"",
+            "leave it out, or take format = \"synthetic\" or \"passkey\"",
         )?;
         let Some(text) = reader.text_opt("path")? else {
             return Err(reader.missing("path", "write path = the file or folder to import"));
         };
         Some(resolver.path(reader, "path", &text)?)
     };
+    let sentences = if format == ImportFormat::Passkey {
+        Some(reader.count("sentences", 1)?)
+    } else {
+        let hint = "leave it out, or take format = \"passkey\"";
+        reader.refuse("sentences", "has no meaning for this format", hint)?;
+        None
+    };
     Ok(ImportPlan {
+        sentences,
         format: format.name().to_owned(),
         path,
         heldout: reader.number("heldout", Range::SHARE)?,

@@ -33,6 +33,12 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         "seconds of work",
     ),
     (
+        &["import"],
+        "sentences",
+        Integer(20),
+        "a hundred tokens of filler",
+    ),
+    (
         TRAINED,
         "optimizer.betas",
         Pair(0.9, 0.95),

@@ -84,7 +84,10 @@ impl StagePlan {
             Task::Tokenizer(plan) => add("data", &plan.data),
             Task::Pretrain(plan) => {
                 add("data", &plan.data);
-                add("tokenizer", &plan.tokenizer);
+                match &plan.start {
+                    Some(start) => add("model", start),
+                    None => add("tokenizer", &plan.tokenizer),
+                }
             }
             Task::Sft(plan) => {
                 add("model", &plan.model);

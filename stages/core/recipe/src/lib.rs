@@ -12,8 +12,8 @@
 //!
 //! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
 //! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`
-//! and `order` (the graph), `training`, `model_table`, `pretraining`, `data_stages` and `ppo` (one reader per kind),
-//! [`lora`], [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`].
+//! and `order` (the graph), `training`, `model_table`, `lengthen`, `pretraining`, `data_stages` and `ppo` (one
+//! reader per kind), [`lora`], [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`].
 
 pub mod arithmetic;
 mod artefacts;
@@ -24,6 +24,7 @@ mod error;
 pub mod families;
 mod graph;
 pub mod hub;
+mod lengthen;
 mod load;
 pub mod lora;
 mod model_table;
@@ -39,6 +40,7 @@ mod pretraining;
 mod reader;
 mod references;
 pub mod request;
+mod request_retrieval;
 mod schema;
 pub mod shape;
 pub mod sizes;

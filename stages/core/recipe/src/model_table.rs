@@ -131,13 +131,7 @@ fn check_stored(reader: &Reader<'_>, shape: &ModelShape, usual: &ModelShape) -> 
 /// How positions are known: as the family does, or sinusoidal ones in place of learned ones, or `ALiBi`
 /// in place of Falcon's rotary ones.
 fn positions(reader: &Reader<'_>, usual: &ModelShape) -> Outcome<Positions> {
-    let word = |positions: &Positions| match positions {
-        Positions::Learned { .. } => "learned",
-        Positions::Sinusoidal => "sinusoidal",
-        Positions::Rotary(_) => "rotary",
-        Positions::Alibi => "alibi",
-    };
-    let mut choices = vec![(word(&usual.positions), usual.positions)];
+    let mut choices = vec![(usual.positions.word(), usual.positions)];
     match usual.positions {
         Positions::Learned { .. } => choices.push(("sinusoidal", Positions::Sinusoidal)),
         Positions::Rotary(_) if usual.family == Family::Falcon => {
@@ -158,7 +152,7 @@ fn positions(reader: &Reader<'_>, usual: &ModelShape) -> Outcome<Positions> {
             let message = format!(
                 "has no meaning in this model of family {:?}, whose positions are {}",
                 usual.family.model_type(),
-                word(&other)
+                other.word()
             );
             let hint = "leave it out, or take a family with rotary positions, like \"llama\"";
             Err(reader.problem("model.rope_theta", message, hint))

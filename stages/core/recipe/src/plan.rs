@@ -130,8 +130,11 @@ pub struct ImportPlan {
     pub heldout: f64,
     /// Messages a prompt keeps, counted from its end.
     pub prompt_turns: usize,
-    /// Conversations to generate (generated data only).
+    /// Conversations or documents to generate (generated data only).
     pub conversations: usize,
+    /// Sentences of filler in a document at most; `None` for all formats but `passkey`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentences: Option<usize>,
 }
 
 /// A byte-level BPE tokenizer to be trained.

@@ -75,7 +75,10 @@ pub enum Schedule {
 pub struct PretrainPlan {
     /// Texts.
     pub data: Source,
-    /// The tokenizer's folder.
+    /// The model that it goes on from; `None`: random weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Source>,
+    /// The tokenizer's folder; that of `start` where there is one.
     pub tokenizer: Source,
     /// The model to be made.
     pub model: ModelShape,
@@ -90,7 +93,7 @@ pub struct PretrainPlan {
 pub struct SftPlan {
     /// The model it starts from; its tokenizer comes along.
     pub model: Source,
-    /// Shape of that model.
+    /// Shape of that model, lengthened where the stage does so.
     pub shape: ModelShape,
     /// Demonstrations.
     pub data: Source,

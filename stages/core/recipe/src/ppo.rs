@@ -32,6 +32,8 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
             "shorten max_prompt_tokens or max_new_tokens",
         ));
     }
+    fixed_angles(reader, "model", &shape, tokens)?;
+    fixed_angles(reader, "reward", &value_shape, tokens)?;
     let batch = reader.count("batch", 1)?;
     let minibatch = minibatch(reader, batch)?;
     let policy_optimizer = optimizer(reader, "optimizer", None)?;
@@ -66,6 +68,21 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
         nonfinite_skip: reader.count("nonfinite.skip", 0)? as u64,
     };
     Ok((plan, execution(reader, "minibatch", minibatch)?))
+}
+
+/// PPO compares log-probabilities that were sampled with a cache with those of a full pass, and values with
+/// each other: a token's must not change with what follows it.
+fn fixed_angles(reader: &Reader<'_>, key: &str, shape: &ModelShape, tokens: usize) -> Outcome<()> {
+    let trained = shape.fixed_positions();
+    if tokens <= trained {
+        return Ok(());
+    }
+    let message = format!(
+        "prompt and response take {tokens} tokens, the model has dynamic rotary scaling and was trained on \
+         {trained}: beyond them a token's angles change with the tokens that follow it"
+    );
+    let hint = "lengthen it with scaling \"yarn\" or \"linear\", or shorten max_prompt_tokens or max_new_tokens";
+    Err(reader.problem(key, message, hint))
 }
 
 fn minibatch(reader: &Reader<'_>, batch: usize) -> Outcome<usize> {

@@ -25,6 +25,8 @@ pub(crate) struct Range {
 impl Range {
     /// Above 0.
     pub const POSITIVE: Self = Self::new(0.0, false, f64::INFINITY, false);
+    /// 1 or more.
+    pub const FROM_ONE: Self = Self::new(1.0, true, f64::INFINITY, false);
     /// 0 or more.
     pub const NOT_NEGATIVE: Self = Self::new(0.0, true, f64::INFINITY, false);
     /// Between 0 and 1, neither included.

@@ -249,7 +249,10 @@ impl Resolver<'_> {
             return model.clone();
         };
         match self.stage(name).map(|stage| &stage.task) {
-            Some(Task::Pretrain(plan)) => plan.tokenizer.clone(),
+            Some(Task::Pretrain(plan)) => match &plan.start {
+                Some(start) => self.tokenizer_of(start),
+                None => plan.tokenizer.clone(),
+            },
             Some(Task::Sft(plan)) => self.tokenizer_of(&plan.model),
             Some(Task::Reward(plan)) => self.tokenizer_of(&plan.model),
             Some(Task::Ppo(plan)) => self.tokenizer_of(&plan.model),

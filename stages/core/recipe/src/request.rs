@@ -7,6 +7,7 @@ use runtime::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Dtype, GoldRule, SamplingPlan};
+pub use crate::request_retrieval::{DepthReport, LengthReport, RetrievalReport, RetrievalRequest};
 
 /// How a request is computed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -61,8 +61,12 @@ const SAMPLING: &[&str] = &[
     "overlong",
 ];
 
+/// How a model that a stage continues is lengthened.
+const ROPE: &[&str] = &["rope.scaling", "rope.factor", "rope.theta"];
+
 const PRETRAIN: &[&str] = &[
     "data",
+    "model",
     "model.size",
     "model.family",
     "model.layers",
@@ -138,8 +142,9 @@ pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
             "heldout",
             "prompt_turns",
             "conversations",
+            "sentences",
         ]],
-        "pretrain" => &[&["kind"], PRETRAIN, TRAIN, OPTIMIZER, EXECUTION],
+        "pretrain" => &[&["kind"], PRETRAIN, ROPE, TRAIN, OPTIMIZER, EXECUTION],
         "sft" => &[
             &[
                 "kind",
@@ -152,6 +157,7 @@ pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
                 "lora.dropout",
             ],
             LORA,
+            ROPE,
             TRAIN,
             OPTIMIZER,
             EXECUTION,
@@ -205,11 +211,14 @@ impl KeyCheck<'_> {
             let path = join(path, &entry.key);
             let (below, items) = (format!("{full}."), format!("{full}[]."));
             let begins = |start: &str| self.known.iter().any(|key| key.starts_with(start));
-            if begins(&below) {
+            // A reference may stand where a table would describe the thing.
+            let is_text = matches!(entry.node.value, Value::Text(_));
+            let is_known = self.known.contains(&full.as_str());
+            if begins(&below) && !(is_text && is_known) {
                 self.check_table(entry, &path, &below);
             } else if begins(&items) {
                 self.check_items(entry, &path, &items);
-            } else if !self.known.contains(&full.as_str()) {
+            } else if !is_known {
                 let hint = nearest::hint(&entry.key, &level(self.known, prefix), "keys here");
                 self.report(entry, &path, "unknown key".to_owned(), hint);
             }

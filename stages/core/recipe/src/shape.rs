@@ -81,6 +81,18 @@ pub enum Positions {
     Alibi,
 }
 
+impl Positions {
+    /// The word of a configuration.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Learned { .. } => "learned",
+            Self::Sinusoidal => "sinusoidal",
+            Self::Rotary(_) => "rotary",
+            Self::Alibi => "alibi",
+        }
+    }
+}
+
 /// Rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rotary {
@@ -105,6 +117,17 @@ pub enum RopeScaling {
         /// How many times longer.
         factor: f64,
     },
+    /// The base grows with the row: `theta (factor n / original - factor + 1)^(w / (w - 2))` for a row of
+    /// `n` tokens beyond `original`, `w` the turned numbers ("dynamic NTK", of the users bloc97 and
+    /// emozilla; transformers' `_compute_dynamic_ntk_parameters`). A row is as long as it is at the time:
+    /// cached keys keep the angles of the length that they were made at, so beyond `original`, decoding
+    /// with a cache is another computation than a full pass.
+    Dynamic {
+        /// How many times longer rows may be.
+        factor: f64,
+        /// Positions trained on; within them nothing is scaled.
+        original: usize,
+    },
     /// High frequencies kept, low ones divided, a ramp between (Peng et al. 2023).
     Yarn(Yarn),
     /// Llama 3.1's own ramp between kept and divided frequencies (Grattafiori et al. 2024).
@@ -118,6 +141,19 @@ pub enum RopeScaling {
         /// Positions trained on.
         original: usize,
     },
+}
+
+impl RopeScaling {
+    /// transformers' `rope_type`.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::None => "default",
+            Self::Linear { .. } => "linear",
+            Self::Dynamic { .. } => "dynamic",
+            Self::Yarn(_) => "yarn",
+            Self::Llama3 { .. } => "llama3",
+        }
+    }
 }
 
 /// `YaRN`'s numbers (Peng et al. 2023, section 3).
@@ -247,6 +283,15 @@ impl ModelShape {
         match &self.positions {
             Positions::Rotary(rotary) => Some(rotary),
             _ => None,
+        }
+    }
+
+    /// The longest row whose rotary angles depend on a token's position alone: with dynamic scaling the
+    /// trained length.
+    pub fn fixed_positions(&self) -> usize {
+        match self.rotary().map(|rotary| rotary.scaling) {
+            Some(RopeScaling::Dynamic { original, .. }) => original,
+            _ => self.max_positions,
         }
     }
 

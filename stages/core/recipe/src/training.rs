@@ -2,16 +2,17 @@
 
 use datasets::DatasetKind;
 
+use crate::lengthen::lengthened;
 use crate::lora::lora;
 use crate::model_table::{base_shape, fits, model_shape};
 use crate::plan::{
     Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, RewardPlan, Schedule,
-    SftPlan, TrainPlan,
+    SftPlan, Source, TrainPlan,
 };
 use crate::pretraining::mix;
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
-use crate::tree::Origin;
+use crate::tree::{Origin, Value};
 
 pub(crate) const OVERLONG: &[(&str, Overlong)] = &[
     ("error", Overlong::Error),
@@ -36,6 +37,14 @@ const USUAL_MICRO_BATCH: usize = 16;
 
 pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<PretrainPlan> {
     let data = resolver.source(reader, "data", Wanted::Data(DatasetKind::Text))?;
+    let written = reader.written("model").map(|node| &node.value);
+    if matches!(written, Some(Value::Text(_))) {
+        return continued(reader, resolver, data);
+    }
+    let hint = "choose the new model's context and model.rope_theta; rope lengthens model = \"stage:NAME\"";
+    for key in ["rope.scaling", "rope.factor", "rope.theta"] {
+        reader.refuse(key, "has no meaning for a model that is made anew", hint)?;
+    }
     let Some(tokenizer) = &resolver.tokenizer else {
         let hint =
             "add [tokenizer] with kind = \"bpe\", vocab_size and data, or kind = \"path\" and path";
@@ -51,7 +60,26 @@ pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<
     fits(reader, "context", context, &model)?;
     Ok(PretrainPlan {
         data,
+        start: None,
         tokenizer: tokenizer.source.clone(),
+        model,
+        context,
+        train: train(reader)?,
+    })
+}
+
+/// Pretraining that goes on from a model, perhaps at a longer context.
+fn continued(reader: &Reader<'_>, resolver: &Resolver<'_>, data: Source) -> Outcome<PretrainPlan> {
+    let start = resolver.source(reader, "model", Wanted::Policy)?;
+    let model = lengthened(reader, resolver.shape(reader, "model", &start)?)?;
+    let context = reader
+        .count_opt("context", 2)?
+        .unwrap_or(model.max_positions);
+    fits(reader, "context", context, &model)?;
+    Ok(PretrainPlan {
+        data,
+        tokenizer: start.clone(),
+        start: Some(start),
         model,
         context,
         train: train(reader)?,
@@ -60,7 +88,7 @@ pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<
 
 pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<SftPlan> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
-    let shape = resolver.shape(reader, "model", &model)?;
+    let shape = lengthened(reader, resolver.shape(reader, "model", &model)?)?;
     let data = resolver.source(reader, "data", Wanted::Data(DatasetKind::Demonstrations))?;
     let context = reader
         .count_opt("context", 2)?

@@ -4,6 +4,7 @@
 //! chunk, v vocabulary.
 
 use model::{Input, Model, RecordOptions};
+use recipe::arithmetic::LOGIT_CHUNK_BYTES;
 use tch::{Device, Kind, Reduction, Tensor, no_grad, with_grad};
 
 use crate::error::TrainerError;
@@ -56,7 +57,7 @@ pub fn num_targets(loss_mask_bt: &Tensor) -> u64 {
 /// Largest size of one chunk's logits in f32, bytes. GPUs need larger matrices to be busy.
 fn chunk_bytes(device: Device) -> usize {
     if device.is_cuda() {
-        512 << 20
+        LOGIT_CHUNK_BYTES
     } else {
         64 << 20
     }

@@ -78,6 +78,7 @@ impl Golden {
         Input {
             ids_bt: self.tensors["ids"].shallow_clone(),
             valid_bt: Some(self.tensors["valid"].shallow_clone()),
+            lengths_b: None,
         }
     }
 

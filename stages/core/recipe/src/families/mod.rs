@@ -25,7 +25,7 @@ mod names;
 mod opt;
 mod qwen2;
 mod qwen3;
-mod rope;
+pub(crate) mod rope;
 
 pub use chatglm::Part;
 use config::Config;
@@ -160,7 +160,8 @@ impl ModelShape {
         };
         let config = Config::new(config, model_type);
         config.absent("quantization_config")?;
-        let shape = read(&config)?;
+        let mut shape = read(&config)?;
+        rope::stretch(&mut shape);
         shape.check()?;
         Ok(shape)
     }
@@ -182,6 +183,7 @@ impl ModelShape {
         config["model_type"] = json!(self.family.model_type());
         config["vocab_size"] = json!(self.vocab_size);
         config["tie_word_embeddings"] = json!(self.tie_embeddings);
+        rope::unstretch(self, &mut config);
         if self.positions == Positions::Sinusoidal {
             config[config::SINUSOIDAL.0] = json!(config::SINUSOIDAL.1);
         }

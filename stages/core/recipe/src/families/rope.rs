@@ -82,7 +82,7 @@ pub(super) fn read(
     }))
 }
 
-const SUPPORTED: &str = "rope_type default, linear, yarn, llama3";
+const SUPPORTED: &str = "rope_type default, linear, dynamic, yarn, llama3";
 
 fn numbers(config: &Config<'_>, key: &'static str) -> Result<Vec<f64>, ShapeError> {
     Ok(config.number_opt(key)?.into_iter().collect())
@@ -116,6 +116,10 @@ fn scaling(
         Some("linear") => Ok(RopeScaling::Linear {
             factor: required("factor")?,
         }),
+        Some("dynamic") => Ok(RopeScaling::Dynamic {
+            factor: required("factor")?,
+            original: max_positions,
+        }),
         Some("llama3") => Ok(RopeScaling::Llama3 {
             factor: required("factor")?,
             low_frequency: required("low_freq_factor")?,
@@ -139,18 +143,25 @@ fn scaling(
     }
 }
 
+/// The scale of a published `YaRN` model (Peng et al. 2023, section 3.4).
+pub(crate) fn yarn_attention_factor(factor: f64) -> f64 {
+    yarn_scale(factor, 1.0)
+}
+
+fn yarn_scale(factor: f64, weight: f64) -> f64 {
+    if factor <= 1.0 {
+        1.0
+    } else {
+        0.1 * weight * factor.ln() + 1.0
+    }
+}
+
 /// `0.1 ln(factor) + 1` (Peng et al. 2023, section 3.4), unless the table says otherwise.
 fn attention_factor(table: &Config<'_>, factor: f64) -> Result<f64, ShapeError> {
     if let Some(stated) = table.number_opt("attention_factor")? {
         return Ok(stated);
     }
-    let scale = |weight: f64| {
-        if factor <= 1.0 {
-            1.0
-        } else {
-            0.1 * weight * factor.ln() + 1.0
-        }
-    };
+    let scale = |weight: f64| yarn_scale(factor, weight);
     let (one, all) = (
         table.number("mscale", 0.0)?,
         table.number("mscale_all_dim", 0.0)?,
@@ -170,6 +181,7 @@ pub(super) fn write(shape: &ModelShape, keys: &Keys, config: &mut Value) {
     let mut table = match rotary.scaling {
         RopeScaling::None => json!({ "rope_type": "default" }),
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Dynamic { factor, .. } => json!({ "rope_type": "dynamic", "factor": factor }),
         RopeScaling::Llama3 {
             factor,
             low_frequency,
@@ -204,6 +216,30 @@ pub(super) fn write(shape: &ModelShape, keys: &Keys, config: &mut Value) {
         config["partial_rotary_factor"] = json!(share);
     }
     config["rope_parameters"] = table;
+}
+
+/// `max_position_embeddings` of a model with dynamic scaling is the trained length, which transformers
+/// computes the base from; rows may be `factor` times longer.
+pub(super) fn stretch(shape: &mut ModelShape) {
+    if let Some(&Rotary {
+        scaling: RopeScaling::Dynamic { factor, original },
+        ..
+    }) = shape.rotary()
+    {
+        shape.max_positions = times(original, factor);
+    }
+}
+
+/// [`stretch`], the other way.
+pub(super) fn unstretch(shape: &ModelShape, config: &mut Value) {
+    if shape.fixed_positions() != shape.max_positions {
+        config["max_position_embeddings"] = json!(shape.fixed_positions());
+    }
+}
+
+/// Positions, `factor` times as many.
+pub(crate) fn times(positions: usize, factor: f64) -> usize {
+    (positions as f64 * factor) as usize
 }
 
 /// A share of `whole` that is `part` again once it is multiplied and rounded down.

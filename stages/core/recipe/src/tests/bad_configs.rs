@@ -19,7 +19,7 @@ fn keys() {
         (
             "[stages.sft]\nkind = \"sft\"\nmodel",
             "[stages.sft]\nkind = \"sft\"\nmodle",
-            "pipeline.toml:36:1: stages.sft.modle: unknown key\n  hint: did you mean `model`? known keys here: kind, model, data, context, overlong, pretrain_data, pretrain_share, lora, batch, steps, epochs, dropout, eval_every, eval_examples, nonfinite, optimizer, dtype, micro_batch, checkpointing, save_every, keep",
+            "pipeline.toml:36:1: stages.sft.modle: unknown key\n  hint: did you mean `model`? known keys here: kind, model, data, context, overlong, pretrain_data, pretrain_share, lora, rope, batch, steps, epochs, dropout, eval_every, eval_examples, nonfinite, optimizer, dtype, micro_batch, checkpointing, save_every, keep",
         ),
         (
             "optimizer = { lr = 1e-4 }",
@@ -120,7 +120,7 @@ fn types() {
         (
             "format = \"synthetic\"",
             "format = \"cvs\"",
-            "pipeline.toml:24:10: stages.corpus.format: unknown import format `cvs`\n  hint: known formats: chitchat, texts, demonstrations, comparisons, prompts, plain-text, synthetic",
+            "pipeline.toml:24:10: stages.corpus.format: unknown import format `cvs`\n  hint: known formats: chitchat, texts, demonstrations, comparisons, prompts, plain-text, synthetic, passkey",
         ),
     ]);
 }

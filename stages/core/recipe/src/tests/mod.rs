@@ -4,6 +4,7 @@ mod bad_configs;
 mod bad_places;
 mod hub;
 mod keys;
+mod long_context;
 mod lora;
 mod plans;
 mod presets;

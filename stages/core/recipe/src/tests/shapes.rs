@@ -171,6 +171,27 @@ fn both_layouts_of_the_rotary_base_are_read() {
     }
 }
 
+#[test]
+fn logits_of_a_long_context_are_counted_by_the_chunk() {
+    let shape = named("llama-7b");
+    let bytes = |tokens| shape.logit_bytes(tokens, Dtype::Bf16);
+    assert_eq!(bytes(2048), 2 * 2048 * 32_000 * 4);
+    assert!(bytes(32_768) <= 2 * (512 << 20) && bytes(32_768) > bytes(2048));
+}
+
+#[test]
+fn dynamic_scaling_stretches_the_trained_length_of_the_config() {
+    let mut config = llama_config();
+    config["rope_scaling"] = json!({ "type": "dynamic", "factor": 2.5 });
+    let shape = ModelShape::from_hf(&config).expect("a shape");
+    let (trained, longest) = (shape.fixed_positions(), shape.max_positions);
+    assert_eq!((trained, longest), (2048, 5120));
+    let written = serde_json::Value::Object(shape.to_hf());
+    assert_eq!(written["max_position_embeddings"], 2048);
+    assert_eq!(written["rope_parameters"]["rope_type"], "dynamic");
+    assert_eq!(ModelShape::from_hf(&written), Ok(shape));
+}
+
 /// The refusal of a configuration in which one key is another value.
 fn refusal(mut config: Value, key: &str, value: Value) -> String {
     config[key] = value;
@@ -260,8 +281,14 @@ fn foreign_llama_configs_are_refused_by_name() {
         (
             llama_config(),
             "rope_parameters",
-            json!({ "rope_type": "dynamic", "rope_theta": 1e4 }),
-            "config.json: rope_parameters: {\"rope_theta\":10000.0,\"rope_type\":\"dynamic\"} is not supported\n  hint: supported: rope_type default, linear, yarn, llama3",
+            json!({ "rope_type": "longrope", "rope_theta": 1e4 }),
+            "config.json: rope_parameters: {\"rope_theta\":10000.0,\"rope_type\":\"longrope\"} is not supported\n  hint: supported: rope_type default, linear, dynamic, yarn, llama3",
+        ),
+        (
+            llama_config(),
+            "rope_scaling",
+            json!({ "type": "dynamic", "factor": 0.5 }),
+            "model shape: the factor of dynamic scaling must be at least 1, is 0.5\n  hint: 2 makes rows of twice the trained length possible",
         ),
         (
             llama_config(),

@@ -78,6 +78,7 @@ fn input(ids_bt: &Tensor) -> Input {
     Input {
         ids_bt: ids_bt.shallow_clone(),
         valid_bt: None,
+        lengths_b: None,
     }
 }
 
