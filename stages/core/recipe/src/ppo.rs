@@ -19,11 +19,12 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
     let (reward, value_shape) = rewards(reader, resolver, &model, &shape)?;
     let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
     let sampling = sampling(reader, &shape)?;
+    let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens;
     // A response that was cut off is scored with EOS behind it.
-    let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens + 1;
-    if tokens > value_shape.max_positions {
+    let scored = tokens + 1;
+    if scored > value_shape.max_positions {
         let message = format!(
-            "prompt, response and EOS take {tokens} tokens, the first reward model's max_positions are {}",
+            "prompt, response and EOS take {scored} tokens, the first reward model's max_positions are {}",
             value_shape.max_positions
         );
         return Err(reader.problem(
@@ -33,7 +34,7 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
         ));
     }
     fixed_angles(reader, "model", &shape, tokens)?;
-    fixed_angles(reader, "reward", &value_shape, tokens)?;
+    fixed_angles(reader, "reward", &value_shape, scored)?;
     let batch = reader.count("batch", 1)?;
     let minibatch = minibatch(reader, batch)?;
     let policy_optimizer = optimizer(reader, "optimizer", None)?;

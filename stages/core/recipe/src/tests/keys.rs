@@ -16,7 +16,7 @@ const VALUES: &[Row] = &[
     ("batch", "64", &[]),
     ("checkpointing", "true", &[]),
     ("clip", "0.3", &[]),
-    ("context", "48", &[]),
+    ("context", "56", &[]),
     ("conversations", "77", &[]),
     ("data", "other.parquet", &[]),
     ("demonstrations", "stage:corpus", &[]),

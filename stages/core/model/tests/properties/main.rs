@@ -1,6 +1,8 @@
 //! What must not change a model's numbers: cached decoding, padding, batch mates, checkpointing, the
 //! block-by-block backward pass, saving. In f64 at 1e-9.
 
+mod dynamic;
+
 use std::collections::BTreeMap;
 
 use model::{Head, Input, KvCache, Model, RecordOptions, response_logprobs, token_logprobs};
@@ -219,49 +221,6 @@ fn several_new_tokens_without_a_mask_see_only_their_past() {
         }
         assert_equal("stretches", &Tensor::cat(&parts, 1), &full);
     }
-}
-
-/// Token by token without a mask: a row alone.
-fn decode(model: &Model, row: &[i64]) -> Tensor {
-    let mut cache = KvCache::new(model, 1, row.len());
-    let steps = row.iter().zip(0_i64..).map(|(token, position)| {
-        let (ids_bt, positions_bt) = (Tensor::from(*token), Tensor::from(position));
-        model.forward_cached(
-            &ids_bt.view([1, 1]),
-            &positions_bt.view([1, 1]),
-            &mut cache,
-            None,
-        )
-    });
-    Tensor::cat(&steps.collect::<Vec<_>>(), 1)
-}
-
-#[test]
-fn dynamic_scaling_decodes_by_the_present_length_whatever_came_before() {
-    let _guard = tch::no_grad_guard();
-    let models = models();
-    let model = models
-        .iter()
-        .find(|model| !is_static(model))
-        .expect("a dynamic model");
-    let row = &rows()[0];
-    let first = decode(model, row);
-    let gap = |len: i64| {
-        let last = |x_btd: &Tensor| x_btd.select(1, len - 1);
-        let full_btd = model.hidden(&alone(&row[..len as usize]));
-        (last(&first) - last(&full_btd))
-            .abs()
-            .max()
-            .double_value(&[])
-    };
-    for len in 1..=4 {
-        assert!(gap(len) <= BOUND, "{len} tokens, within the trained length");
-    }
-    for len in 6..=9 {
-        assert!(gap(len) > 1e-6, "{len} tokens: cached keys are turned anew");
-    }
-    let _longer_before = model.hidden(&alone(row));
-    assert_equal("a second time", &decode(model, row), &first);
 }
 
 fn gradients(model: &Model, run: impl FnOnce(&Model)) -> BTreeMap<String, Tensor> {
