@@ -48,6 +48,37 @@ fn show_names_family_shape_files_tokenizer_and_parents() -> Outcome {
 }
 
 #[test]
+fn show_says_that_a_config_is_broken() -> Outcome {
+    let folder = scratch()?;
+    let sft = folder.path().join("sft");
+    copy_tree(&finished_run().join("sft/final"), &sft)?;
+    fs::remove_file(sft.join("manifest.json"))?;
+    fs::write(sft.join("config.json"), "{")?;
+    let said = model(&["show", &sft.to_string_lossy()])?.ended(0);
+    assert!(
+        said.out.contains("config.json is not what it should be"),
+        "{}",
+        said.out
+    );
+    Ok(())
+}
+
+#[test]
+fn rows_of_one_token_have_no_log_probabilities() -> Outcome {
+    let folder = scratch()?;
+    let data = folder.path().join("rows.jsonl");
+    fs::write(&data, "{\"input_ids\":[3]}\n{\"input_ids\":[5]}\n")?;
+    let mut score = rlhf();
+    score.args(["score", "--model"]);
+    score.arg(finished_run().join("sft/final"));
+    score.arg("--data").arg(&data);
+    let said = say(&mut score)?.ended(0);
+    let expected = "{\"input_ids\":[3],\"logprobs\":[]}\n{\"input_ids\":[5],\"logprobs\":[]}\n";
+    assert_eq!(said.out, expected);
+    Ok(())
+}
+
+#[test]
 fn diff_ends_with_0_for_equal_models_and_names_what_differs_in_others() -> Outcome {
     let folder = scratch()?;
     let (sft, ppo) = (

@@ -72,6 +72,7 @@ impl Tokenizer {
         text: &str,
         encoded: WithOffsets,
     ) -> Result<(Vec<u32>, Vec<Range<usize>>), TokenizerError> {
+        self.require_eos()?;
         let assistant = messages
             .iter()
             .enumerate()

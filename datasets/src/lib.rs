@@ -41,6 +41,7 @@ mod template_functions;
 pub mod tokenizer;
 mod tokenizer_error;
 mod tokenizer_files;
+mod train;
 pub mod vocabulary;
 
 pub use collate::{Padded, Side, pad};

@@ -155,6 +155,7 @@ fn encode_documents(
 /// this one ends, so that their sum is the document's length, whatever the tokenizer trims.
 /// Special tokens count no bytes.
 fn encode_document(text: &str, tokenizer: &Tokenizer) -> Result<Vec<Token>, TokenizerError> {
+    tokenizer.require_eos()?;
     let (ids, offsets) = tokenizer.encode_with_offsets(text)?;
     let mut tokens = Vec::with_capacity(ids.len() + 1);
     let mut done = 0;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use runtime::files::read_json;
 use serde_json::{Map, Value};
 
 use crate::error::TokenizerError;
@@ -13,6 +14,8 @@ use crate::vocabulary::{Algorithm, Piece, PieceKind, Vocabulary};
 
 /// The file's name.
 const MODEL_FILE: &str = "tokenizer.model";
+/// Where old folders keep the tokens that were added to it: texts with their ids.
+const ADDED_FILE: &str = "added_tokens.json";
 
 /// The `tokenizer.json` that an old folder has only as a [`MODEL_FILE`]; what that says of special tokens
 /// is added to `config`. `None` where there is no such file either.
@@ -37,7 +40,17 @@ pub(crate) fn json(
         let reason = format!("the folder's tokenizer is a program of its own{HINT}");
         return Err(refuse(reason));
     }
-    add_tokens(&mut vocabulary, config).map_err(refuse)?;
+    if config.get("add_eos_token").and_then(Value::as_bool) == Some(true) {
+        let reason = format!("`add_eos_token`: EOS after every text is not converted{HINT}");
+        return Err(refuse(reason));
+    }
+    let old_path = dir.join(ADDED_FILE);
+    let old: BTreeMap<String, usize> = if old_path.exists() {
+        read_json(&old_path)?
+    } else {
+        BTreeMap::new()
+    };
+    add_tokens(&mut vocabulary, config, old).map_err(refuse)?;
     if config.get("add_bos_token").and_then(Value::as_bool) == Some(false) {
         vocabulary.first = None;
     }
@@ -53,8 +66,13 @@ pub(crate) fn json(
 /// `TrainerSpec.ModelType.BPE`.
 const BPE: u64 = 2;
 
-/// Appends the tokens of `added_tokens_decoder` (ids with their tokens) that the pieces lack.
-fn add_tokens(vocabulary: &mut Vocabulary, config: &Map<String, Value>) -> Result<(), String> {
+/// Appends the tokens of `added_tokens_decoder` (ids with their tokens), and those that `old` folders keep
+/// in a file of their own, that the pieces lack.
+fn add_tokens(
+    vocabulary: &mut Vocabulary,
+    config: &Map<String, Value>,
+    old: BTreeMap<String, usize>,
+) -> Result<(), String> {
     let listed = config
         .get("added_tokens_decoder")
         .and_then(Value::as_object);
@@ -62,7 +80,15 @@ fn add_tokens(vocabulary: &mut Vocabulary, config: &Map<String, Value>) -> Resul
     for (id, token) in listed.into_iter().flatten() {
         let parts = id.parse::<usize>().ok().zip(token["content"].as_str());
         let (id, text) = parts.ok_or("`added_tokens_decoder` is not a list of ids with tokens")?;
-        added.insert(id, (text, token["special"].as_bool() == Some(true)));
+        let special = token["special"].as_bool() == Some(true);
+        added.insert(id, (text.to_owned(), special));
+    }
+    for (text, id) in old {
+        let special = is_special(config, &text);
+        let (listed, _) = added.entry(id).or_insert_with(|| (text.clone(), special));
+        if *listed != text {
+            return Err(format!("`{listed}` and `{text}` both have id {id}{HINT}"));
+        }
     }
     for (id, (text, special)) in added {
         if id < vocabulary.pieces.len() {
@@ -73,7 +99,7 @@ fn add_tokens(vocabulary: &mut Vocabulary, config: &Map<String, Value>) -> Resul
             return Err(format!("`{text}` has id {id}, expected {expected}{HINT}"));
         }
         vocabulary.pieces.push(Piece {
-            text: text.to_owned(),
+            text,
             kind: if special {
                 PieceKind::Control
             } else {
@@ -83,6 +109,18 @@ fn add_tokens(vocabulary: &mut Vocabulary, config: &Map<String, Value>) -> Resul
         });
     }
     Ok(())
+}
+
+/// Whether the configuration names this token as a special one.
+fn is_special(config: &Map<String, Value>, text: &str) -> bool {
+    let is_text = |value: &Value| value == text || value["content"] == text;
+    config.iter().any(|(key, value)| {
+        let listed = value
+            .as_array()
+            .filter(|_| key == "additional_special_tokens");
+        let more = listed.is_some_and(|tokens| tokens.iter().any(is_text));
+        more || key.ends_with("_token") && is_text(value)
+    })
 }
 
 const HINT: &str = "\n  hint: open the folder with transformers' AutoTokenizer and save it again \

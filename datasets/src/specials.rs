@@ -8,65 +8,131 @@ use serde_json::{Map, Value};
 use crate::tokenizer::SPECIAL_TOKENS;
 use crate::tokenizer_error::TokenizerError;
 
+/// Tokens made for padding, by their usual names.
+const MADE_FOR_PADDING: [&str; 5] = [
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|padding|>",
+];
+
+/// A letter that only vocabularies with bytes can write: an Egyptian hieroglyph.
+const RARE: &str = "\u{13000}";
+
 /// Special tokens of a tokenizer.
 #[derive(Debug, Clone)]
 pub(crate) struct Specials {
-    pub eos: (u32, String),
-    pub pad: (u32, String),
+    /// What ends a turn or document; the published GPT-1 has nothing for it.
+    pub eos: Option<(u32, String)>,
+    /// What fills masked positions; never EOS.
+    pub pad: Pad,
     pub bos: Option<u32>,
-    /// What ends a reply: EOS, then what `generation_config.json` adds.
+    /// What ends a reply: EOS, then what the model's configuration adds.
     pub stop: Vec<u32>,
 }
 
-/// What a `generation_config.json` says of special tokens.
+/// A token for masked positions.
+#[derive(Debug, Clone)]
+pub(crate) enum Pad {
+    /// One that no text holds: whoever opens a folder may find a row's end by it.
+    Special(u32, String),
+    /// One that texts may hold, since there is none of the other kind: what is masked may be anything, but
+    /// nothing may be concluded from it.
+    Word(u32),
+}
+
+impl Pad {
+    pub(crate) fn id(&self) -> u32 {
+        match self {
+            Self::Special(id, _) | Self::Word(id) => *id,
+        }
+    }
+}
+
+/// What a model's configuration says of special tokens.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct GenerationIds {
     eos: Vec<u32>,
     pad: Option<u32>,
     bos: Option<u32>,
+    /// Whether what the vocabulary lacks is passed over.
+    may_lack: bool,
 }
 
 impl GenerationIds {
-    /// `eos_token_id` is a number or a list; `pad_token_id` and `bos_token_id` may be anything, since
-    /// old folders write -1 for none.
+    /// Those of a `generation_config.json`. `pad_token_id` and `bos_token_id` may be anything, since old
+    /// folders write -1 for none.
     pub fn read(config: &Map<String, Value>, path: &Path) -> Result<Self, TokenizerError> {
-        const KEY: &str = "eos_token_id";
-        let number = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        let id = |value: &Value| {
-            number(value).ok_or_else(|| TokenizerError::BadIds {
-                path: path.to_owned(),
-                key: KEY,
-                found: value.to_string(),
-            })
-        };
+        let number = |key| config.get(key).and_then(number);
         Ok(Self {
-            eos: match config.get(KEY) {
-                None | Some(Value::Null) => Vec::new(),
-                Some(Value::Array(ids)) => ids.iter().map(id).collect::<Result<_, _>>()?,
-                Some(single) => vec![id(single)?],
-            },
-            pad: config.get("pad_token_id").and_then(number),
-            bos: config.get("bos_token_id").and_then(number),
+            eos: end_ids(config, path)?,
+            pad: number("pad_token_id"),
+            bos: number("bos_token_id"),
+            may_lack: false,
         })
+    }
+
+    /// EOS of a model's `config.json`. Some families write their default there, whatever the vocabulary.
+    pub fn of_model(config: &Map<String, Value>, path: &Path) -> Result<Self, TokenizerError> {
+        Ok(Self {
+            eos: end_ids(config, path)?,
+            may_lack: true,
+            ..Self::default()
+        })
+    }
+
+    /// The tokens that end a reply; those that `inner` lacks are refused or passed over.
+    fn ends(&self, inner: &tokenizers::Tokenizer, path: &Path) -> Result<Vec<u32>, TokenizerError> {
+        let is_known = |id: &u32| inner.id_to_token(*id).is_some();
+        match self.eos.iter().find(|id| !is_known(id)) {
+            Some(&id) if !self.may_lack => Err(TokenizerError::UnknownId {
+                path: path.with_file_name("generation_config.json"),
+                id,
+            }),
+            _ => Ok(self.eos.iter().copied().filter(is_known).collect()),
+        }
+    }
+}
+
+fn number(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+/// `eos_token_id`: a number or a list.
+fn end_ids(config: &Map<String, Value>, path: &Path) -> Result<Vec<u32>, TokenizerError> {
+    const KEY: &str = "eos_token_id";
+    let id = |value: &Value| {
+        number(value).ok_or_else(|| TokenizerError::BadIds {
+            path: path.to_owned(),
+            key: KEY,
+            found: value.to_string(),
+        })
+    };
+    match config.get(KEY) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.iter().map(id).collect(),
+        Some(single) => Ok(vec![id(single)?]),
     }
 }
 
 impl Specials {
     /// Says in the configuration what is used here, so that whoever opens the folder later does the
-    /// same. A padding token that is none of the special tokens `special_ids` stays unsaid: transformers
-    /// would take its text for padding wherever it stands.
-    pub fn write_to(&self, config: &mut Map<String, Value>, special_ids: &[u32]) {
+    /// same. A padding token that texts may hold stays unsaid: transformers would take its text for padding
+    /// wherever it stands.
+    pub fn write_to(&self, config: &mut Map<String, Value>) {
         let path = Path::new("");
         let mut write = |key: &str, token: &str| {
             if special(path, config, key).ok().flatten().as_deref() != Some(token) {
                 config.insert(key.to_owned(), Value::String(token.to_owned()));
             }
         };
-        write("eos_token", &self.eos.1);
-        if special_ids.binary_search(&self.pad.0).is_ok() {
-            write("pad_token", &self.pad.1);
-        } else {
-            config.remove("pad_token");
+        if let Some((_, token)) = &self.eos {
+            write("eos_token", token);
+        }
+        match &self.pad {
+            Pad::Special(_, token) => write("pad_token", token),
+            Pad::Word(_) => drop(config.remove("pad_token")),
         }
     }
 }
@@ -108,13 +174,14 @@ pub(crate) fn special(
     }
 }
 
-/// EOS, padding and BOS by the configuration, or where it is silent by `generation_config.json`, or by
-/// their usual names.
+/// EOS, padding and BOS by the configuration, or where it is silent by `generation`, or by their usual names.
+/// `special_ids` are those of all special tokens, ascending.
 pub(crate) fn resolve_specials(
     path: &Path,
     inner: &tokenizers::Tokenizer,
     config: &Map<String, Value>,
     generation: &GenerationIds,
+    special_ids: &[u32],
 ) -> Result<Specials, TokenizerError> {
     let id_of = |key: &'static str| -> Result<Option<(u32, String)>, TokenizerError> {
         let Some(token) = special(path, config, key)? else {
@@ -129,47 +196,50 @@ pub(crate) fn resolve_specials(
             }),
         }
     };
-    let unknown = |id: &&u32| inner.id_to_token(**id).is_none();
-    if let Some(&id) = generation.eos.iter().find(unknown) {
-        let path = path.with_file_name("generation_config.json");
-        return Err(TokenizerError::UnknownId { path, id });
-    }
+    let ends = generation.ends(inner, path)?;
     let numbered = |id: Option<u32>| id.and_then(|id| Some((id, inner.id_to_token(id)?)));
     let named = |token: &str| inner.token_to_id(token).map(|id| (id, token.to_owned()));
-    let missing = |key| TokenizerError::NoSpecial {
-        path: path.to_owned(),
-        key,
-    };
     let eos = id_of("eos_token")?
-        .or_else(|| numbered(generation.eos.first().copied()))
-        .or_else(|| named(SPECIAL_TOKENS[0]))
-        .ok_or_else(|| missing("eos_token"))?;
-    let mut stop = vec![eos.0];
-    stop.extend(generation.eos.iter().filter(|id| **id != eos.0));
+        .or_else(|| numbered(ends.first().copied()))
+        .or_else(|| named(SPECIAL_TOKENS[0]));
+    let eos_id = eos.as_ref().map(|(id, _)| *id);
+    let more = ends.into_iter().filter(|id| Some(*id) != eos_id);
+    let stop: Vec<u32> = eos_id.into_iter().chain(more).collect();
     let bos = id_of("bos_token")?.or_else(|| numbered(generation.bos));
-    let is_not_eos = |pad: &(u32, String)| pad.0 != eos.0;
-    let pad = id_of("pad_token")?
+    let is_not_eos = |pad: &(u32, String)| Some(pad.0) != eos_id;
+    let (id, token) = id_of("pad_token")?
         .filter(is_not_eos)
         .or_else(|| numbered(generation.pad).filter(is_not_eos))
         .or_else(|| fallback_pad(inner, &stop))
-        .ok_or_else(|| missing("pad_token"))?;
+        .ok_or_else(|| TokenizerError::NoPad { path: path.into() })?;
+    let is_special =
+        special_ids.binary_search(&id).is_ok() || MADE_FOR_PADDING.contains(&token.as_str());
     Ok(Specials {
         bos: bos.map(|(id, _)| id),
         eos,
-        pad,
+        pad: if is_special && !stands_for_the_unknown(inner, id) {
+            Pad::Special(id, token)
+        } else {
+            Pad::Word(id)
+        },
         stop,
     })
+}
+
+/// Whether texts become this token where the vocabulary has no other for them (the published GPT-1).
+fn stands_for_the_unknown(inner: &tokenizers::Tokenizer, id: u32) -> bool {
+    let written = inner.encode_fast(RARE, false);
+    written.is_ok_and(|written| written.get_ids().contains(&id))
 }
 
 /// A token for masked positions where none is named: one that is made or kept for it if possible, else
 /// one that no text has. None of the tokens that end a reply.
 fn fallback_pad(inner: &tokenizers::Tokenizer, stop: &[u32]) -> Option<(u32, String)> {
-    const MADE_FOR_IT: [&str; 4] = ["<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>"];
     const KEPT: [&str; 4] = ["pad", "reserved", "unused", "extra"];
     // The byte 0, as byte-level tokenizers and sentencepiece write it.
     const WITHOUT_TEXT: [&str; 3] = ["<unk>", "\u{100}", "<0x00>"];
     let by_name = |token: &str| inner.token_to_id(token).map(|id| (id, token.to_owned()));
-    let made = MADE_FOR_IT.iter().filter_map(|token| by_name(token));
+    let made = MADE_FOR_PADDING.iter().filter_map(|token| by_name(token));
     let mut kept: Vec<(u32, String)> = inner
         .get_added_tokens_decoder()
         .into_iter()

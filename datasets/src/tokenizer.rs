@@ -5,17 +5,12 @@ use std::path::Path;
 use runtime::files::{write_bytes, write_json};
 use runtime::hash::{hash_bytes, hash_json};
 use serde_json::{Map, Value};
-use tokenizers::models::bpe::{BPE, BpeTrainer};
-use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::{
-    AddedToken, DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, TokenizerImpl,
-};
 
 use crate::error::TokenizerError;
 use crate::rows::Message;
 use crate::sentencepiece;
-use crate::specials::{GenerationIds, Specials, resolve_specials, template_variables};
-use crate::template::{ChatTemplate, OUR_TEMPLATE, RAW_TEMPLATE, Rendered};
+use crate::specials::{GenerationIds, Pad, Specials, resolve_specials, template_variables};
+use crate::template::{ChatTemplate, RAW_TEMPLATE, Rendered};
 use crate::tokenizer_files::{CONFIG_FILE, JSON_FILE, TokenizerFiles, default_template};
 
 /// Special tokens of tokenizers trained here; their ids are their indices.
@@ -26,8 +21,6 @@ pub const SPECIAL_TOKENS: [&str; 5] = [
     "<|assistant|>",
     "<|system|>",
 ];
-/// The least vocabulary: special tokens and all bytes.
-const MINIMUM_VOCABULARY: usize = SPECIAL_TOKENS.len() + 256;
 
 /// Token ids, and where in the text each begins and ends (bytes).
 pub(crate) type WithOffsets = (Vec<u32>, Vec<(usize, usize)>);
@@ -47,7 +40,8 @@ pub struct Tokenizer {
     vocab_size: usize,
 }
 
-fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
+/// For `map_err`: what `tokenizers` says of something.
+pub(crate) fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
     let what = what.to_owned();
     move |source| TokenizerError::Tokenizers {
         what,
@@ -56,63 +50,12 @@ fn failed(what: &str) -> impl FnOnce(tokenizers::Error) -> TokenizerError {
 }
 
 impl Tokenizer {
-    /// Trains a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) of `vocab_size` tokens,
-    /// special ones included. The same texts give the same tokenizer, in whatever order.
-    ///
-    /// Special tokens written in the texts take no part in the merges.
-    ///
-    /// # Errors
-    /// A vocabulary too small for all bytes, or larger than the texts can fill.
-    pub fn train(
-        texts: impl Iterator<Item = String> + Send,
-        vocab_size: usize,
-    ) -> Result<Self, TokenizerError> {
-        if vocab_size < MINIMUM_VOCABULARY {
-            let minimum = MINIMUM_VOCABULARY;
-            return Err(TokenizerError::VocabularyTooSmall {
-                requested: vocab_size,
-                minimum,
-            });
-        }
-        let specials = SPECIAL_TOKENS.map(|token| AddedToken::from(token, true));
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocab_size)
-            .show_progress(false)
-            .special_tokens(specials.to_vec())
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .build();
-        let mut trained: TokenizerImpl<
-            BPE,
-            NormalizerWrapper,
-            ByteLevel,
-            PostProcessorWrapper,
-            DecoderWrapper,
-        > = TokenizerImpl::new(BPE::default());
-        trained.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
-        trained.with_decoder(Some(ByteLevel::default()));
-        let pieces = texts.flat_map(|text| without_specials(&text));
-        trained
-            .train(&mut trainer, pieces)
-            .map_err(failed("training the tokenizer"))?;
-        let found = trained.get_vocab_size(true);
-        if found < vocab_size {
-            return Err(TokenizerError::VocabularyNotReached {
-                requested: vocab_size,
-                found,
-            });
-        }
-        let json = trained
-            .to_string(false)
-            .map_err(failed("writing the tokenizer"))?;
-        let generation = GenerationIds::default();
-        Self::of(Path::new(CONFIG_FILE), json, our_config(), &generation)
-    }
-
     /// Opens the tokenizer of a Hugging Face folder.
     ///
     /// Special tokens come from `tokenizer_config.json`, else `special_tokens_map.json`, else
-    /// `generation_config.json`, else EOS is `<|endoftext|>` where that exists;
-    /// `generation_config.json` may name more tokens that end a reply ([`Self::stop_ids`]). Where no
+    /// `generation_config.json`, else EOS is `<|endoftext|>` where that exists, and missing otherwise
+    /// ([`Self::require_eos`]); `generation_config.json` may name more tokens that end a reply
+    /// ([`Self::stop_ids`]), and where there is none, `config.json` names EOS in its place. Where no
     /// padding token is named, or it is EOS, some token without text is found for it: padded positions
     /// are masked, but EOS must stay learnable.
     ///
@@ -150,8 +93,8 @@ impl Tokenizer {
             .map(|(id, _)| id)
             .collect();
         special_ids.sort_unstable();
-        let specials = resolve_specials(config_path, &inner, &config, generation)?;
-        specials.write_to(&mut config, &special_ids);
+        let specials = resolve_specials(config_path, &inner, &config, generation, &special_ids)?;
+        specials.write_to(&mut config);
         let variables = template_variables(&config);
         let source = default_template(&config).unwrap_or_else(|| RAW_TEMPLATE.to_owned());
         let template = ChatTemplate::new(&source, variables)?;
@@ -186,25 +129,54 @@ impl Tokenizer {
         self.vocab_size
     }
 
+    /// Refuses a tokenizer without an EOS token, for what cannot do without: training and sampling.
+    ///
+    /// # Errors
+    /// [`TokenizerError::NoEosToken`].
+    pub fn require_eos(&self) -> Result<(), TokenizerError> {
+        let eos = self.specials.eos.as_ref();
+        eos.map(drop).ok_or(TokenizerError::NoEosToken)
+    }
+
+    fn eos(&self) -> &(u32, String) {
+        let eos = self.specials.eos.as_ref();
+        eos.expect("who asks for EOS has called `require_eos`")
+    }
+
     /// The token that ends a turn or document.
+    ///
+    /// # Panics
+    /// Where there is none ([`Self::require_eos`]).
     pub fn eos_id(&self) -> u32 {
-        self.specials.eos.0
+        self.eos().0
     }
 
     /// The tokens that end a reply when they are sampled: EOS first, then those that the folder's
-    /// `generation_config.json` adds (Llama 3, Qwen and GLM end a turn with another token than a text).
+    /// configuration adds (Llama 3, Qwen and GLM end a turn with another token than a text).
     pub fn stop_ids(&self) -> &[u32] {
         &self.specials.stop
     }
 
     /// The text of [`Tokenizer::eos_id`].
+    ///
+    /// # Panics
+    /// As [`Self::eos_id`].
     pub fn eos_token(&self) -> &str {
-        &self.specials.eos.1
+        &self.eos().1
     }
 
     /// The token that fills masked positions; never EOS.
     pub fn pad_id(&self) -> u32 {
-        self.specials.pad.0
+        self.specials.pad.id()
+    }
+
+    /// [`Self::pad_id`] where no text holds that token. What else is written into a folder must not be taken
+    /// for padding: transformers' classifiers read their score before it.
+    pub fn stated_pad_id(&self) -> Option<u32> {
+        match self.specials.pad {
+            Pad::Special(id, _) => Some(id),
+            Pad::Word(_) => None,
+        }
     }
 
     /// The token that starts a text, where the model has one.
@@ -282,51 +254,14 @@ impl Tokenizer {
 
     /// Hash of everything that decides ids: `tokenizer.json`, special tokens, template.
     pub fn hash(&self) -> String {
-        let specials = (self.specials.eos.0, self.specials.pad.0, self.specials.bos);
+        let eos = self.specials.eos.as_ref().map(|(id, _)| *id);
+        let specials = (eos, self.specials.pad.id(), self.specials.bos);
         hash_json(&(
             hash_bytes(self.json.as_bytes()),
             specials,
             self.template.source(),
         ))
     }
-}
-
-/// The stretches of text between special tokens of ours.
-fn without_specials(text: &str) -> Vec<String> {
-    let mut pieces = vec![text];
-    for token in SPECIAL_TOKENS {
-        pieces = pieces
-            .into_iter()
-            .flat_map(|piece| piece.split(token))
-            .collect();
-    }
-    pieces
-        .into_iter()
-        .filter(|piece| !piece.is_empty())
-        .map(str::to_owned)
-        .collect()
-}
-
-fn our_config() -> Map<String, Value> {
-    let entries = [
-        ("tokenizer_class", "PreTrainedTokenizerFast"),
-        ("eos_token", SPECIAL_TOKENS[0]),
-        ("pad_token", SPECIAL_TOKENS[1]),
-        ("chat_template", OUR_TEMPLATE),
-    ];
-    let mut config: Map<String, Value> = entries
-        .map(|(key, value)| (key.to_owned(), Value::from(value)))
-        .into_iter()
-        .collect();
-    config.insert(
-        "additional_special_tokens".to_owned(),
-        Value::from(SPECIAL_TOKENS[2..].to_vec()),
-    );
-    config.insert(
-        "clean_up_tokenization_spaces".to_owned(),
-        Value::Bool(false),
-    );
-    config
 }
 
 #[cfg(test)]

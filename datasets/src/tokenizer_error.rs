@@ -21,23 +21,27 @@ pub enum TokenizerError {
     #[error(transparent)]
     File(#[from] FileError),
     /// `tokenizers` refused.
-    #[error("{what}: {reason}")]
+    #[error("{what}: {}", with_hint(reason))]
     Tokenizers {
         /// What was attempted, or the file.
         what: String,
         /// Why it failed.
         reason: String,
     },
-    /// The configuration names no such token.
+    /// There is no EOS token, and something has to end.
     #[error(
-        "{}: `{key}` is missing\n  hint: add \"{key}\": \"...\" naming a token of tokenizer.json",
+        "the tokenizer has no EOS token, which ends documents and replies\n  hint: add \"eos_token\": \
+         \"...\", naming a token of tokenizer.json, to tokenizer_config.json"
+    )]
+    NoEosToken,
+    /// No token is named for padding, and none without text is found for it.
+    #[error(
+        "{}: `pad_token` is missing\n  hint: add \"pad_token\": \"...\" naming a token of tokenizer.json",
         path.display()
     )]
-    NoSpecial {
+    NoPad {
         /// `tokenizer_config.json`.
         path: PathBuf,
-        /// `eos_token` or `pad_token`.
-        key: &'static str,
     },
     /// The configuration names a token that the vocabulary lacks.
     #[error(
@@ -70,7 +74,7 @@ pub enum TokenizerError {
         path.display()
     )]
     BadIds {
-        /// `generation_config.json`.
+        /// `generation_config.json` or `config.json`.
         path: PathBuf,
         /// The key.
         key: &'static str,
@@ -186,4 +190,12 @@ pub enum TokenizerError {
         /// The turn's text.
         turn: String,
     },
+}
+
+/// A reason that says by itself what to do, or the usual remedy.
+fn with_hint(reason: &str) -> String {
+    if reason.contains("\n  hint: ") {
+        return reason.to_owned();
+    }
+    format!("{reason}\n  hint: copy or download the tokenizer's files again")
 }

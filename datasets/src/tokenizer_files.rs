@@ -13,6 +13,7 @@ use crate::tokenizer_error::TokenizerError;
 pub(crate) const JSON_FILE: &str = "tokenizer.json";
 pub(crate) const CONFIG_FILE: &str = "tokenizer_config.json";
 const GENERATION_FILE: &str = "generation_config.json";
+const MODEL_FILE: &str = "config.json";
 /// Where old folders keep special tokens.
 const SPECIALS_FILE: &str = "special_tokens_map.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -28,7 +29,8 @@ pub(crate) struct TokenizerFiles {
     pub json: Option<String>,
     /// `tokenizer_config.json`, with the special tokens and templates of other files.
     pub config: Map<String, Value>,
-    /// What `generation_config.json` says of special tokens.
+    /// What `generation_config.json` says of special tokens, or where there is none, what `config.json` says
+    /// of EOS.
     pub generation: GenerationIds,
 }
 
@@ -77,7 +79,11 @@ impl TokenizerFiles {
         let generation = dir.join(GENERATION_FILE);
         Ok(Self {
             json: read_text(&dir.join(JSON_FILE))?,
-            generation: GenerationIds::read(&object(GENERATION_FILE)?, &generation)?,
+            generation: if generation.exists() {
+                GenerationIds::read(&object(GENERATION_FILE)?, &generation)?
+            } else {
+                GenerationIds::of_model(&object(MODEL_FILE)?, &dir.join(MODEL_FILE))?
+            },
             config,
         })
     }

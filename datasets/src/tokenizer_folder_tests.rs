@@ -207,3 +207,84 @@ fn templates_lie_in_several_files() {
     ]);
     assert_eq!(tokenizer.config["chat_template"], named);
 }
+
+/// Our vocabulary with some tokens renamed, of which only those `kept` are special.
+fn renamed(names: &[(&str, &str)], kept: &[&str]) -> Tokenizer {
+    let dir = tempfile::tempdir().expect("folder");
+    let mut json = names.iter().fold(trained().json, |json, (from, to)| {
+        json.replace(&format!("\"{from}\""), &format!("\"{to}\""))
+    });
+    let mut parsed: Value = serde_json::from_str(&json).expect("JSON");
+    let added = parsed["added_tokens"].as_array_mut().expect("a list");
+    added.retain(|token| kept.iter().any(|name| token["content"] == *name));
+    json = parsed.to_string();
+    fs::write(dir.path().join(JSON_FILE), json).expect("written");
+    Tokenizer::load(dir.path()).expect("loaded")
+}
+
+#[test]
+fn padding_is_a_token_that_no_text_holds_or_is_not_stated() {
+    let eos = "<|endoftext|>";
+    // As Pythia's and Llama 3's vocabularies are.
+    let reserved = "<|reserved_special_token_0|>";
+    for (names, kept, expected) in [
+        (
+            vec![("<|pad|>", "<x>"), ("<|user|>", "<|padding|>")],
+            vec![eos],
+            Some(2),
+        ),
+        (
+            vec![("<|pad|>", "<s>"), ("<|system|>", reserved)],
+            vec![eos, "<s>", reserved],
+            Some(4),
+        ),
+        // A special token of other use does not pad.
+        (vec![("<|pad|>", "<x>")], vec![eos, "<|assistant|>"], None),
+        // GPT-2's: every other token is a word.
+        (vec![("<|pad|>", "<x>")], vec![eos], None),
+    ] {
+        let tokenizer = renamed(&names, &kept);
+        assert_eq!(tokenizer.stated_pad_id(), expected, "{names:?}");
+        assert_ne!(tokenizer.pad_id(), tokenizer.eos_id());
+        assert_eq!(
+            tokenizer.config.contains_key("pad_token"),
+            expected.is_some()
+        );
+        let nul = tokenizer.encode("\0").expect("encoded")[0];
+        assert_eq!(tokenizer.pad_id(), expected.unwrap_or(nul), "{names:?}");
+    }
+    let config =
+        serde_json::json!({ "eos_token": eos, "pad_token": eos, "chat_template": "<|user|>" });
+    let tokenizer = with_config(&config.to_string()).expect("loaded");
+    assert_eq!(tokenizer.stated_pad_id(), Some(1));
+    // Where texts become the token for the unknown, it is a word (GPT-1).
+    let dir = tempfile::tempdir().expect("folder");
+    let json = r#"{"version": "1.0", "pre_tokenizer": {"type": "Whitespace"},
+        "added_tokens": [{"id": 0, "content": "<unk>", "special": true, "single_word": false,
+                          "lstrip": false, "rstrip": false, "normalized": false}],
+        "model": {"type": "WordLevel", "vocab": {"<unk>": 0, "a": 1}, "unk_token": "<unk>"}}"#;
+    fs::write(dir.path().join(JSON_FILE), json).expect("written");
+    let tokenizer = Tokenizer::load(dir.path()).expect("loaded");
+    assert_eq!(tokenizer.stated_pad_id(), None);
+}
+
+/// The published GPT-1 has no token but `<unk>`.
+#[test]
+fn without_eos_texts_are_encoded_and_nothing_is_ended() {
+    let tokenizer = renamed(&[("<|endoftext|>", "<unk>")], &["<unk>"]);
+    assert_eq!(tokenizer.stop_ids(), [0_u32; 0]);
+    let ids = tokenizer.encode("the weather").expect("encoded");
+    assert_eq!(tokenizer.decode(&ids).expect("decoded"), "the weather");
+    let messages = [message("user", "a"), message("assistant", "b")];
+    let errors = [
+        tokenizer.require_eos().expect_err("no EOS"),
+        tokenizer.encode_dialogue(&messages).expect_err("no EOS"),
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(
+            text.contains("no EOS token") && text.contains("hint: add"),
+            "{text}"
+        );
+    }
+}

@@ -252,6 +252,13 @@ fn bad_folders_are_refused_with_a_remedy() {
         error.contains("`eos_token` is neither a string nor"),
         "{error}"
     );
+    let dir = tempfile::tempdir().expect("folder");
+    fs::write(dir.path().join(JSON_FILE), "{").expect("written");
+    let error = Tokenizer::load(dir.path()).expect_err("cut").to_string();
+    assert!(
+        error.contains(JSON_FILE) && error.contains("\n  hint: "),
+        "{error}"
+    );
 }
 
 #[test]
@@ -271,6 +278,22 @@ fn a_generation_config_adds_tokens_that_end_a_reply() {
     ] {
         assert_eq!(load(eos).expect("read"), expected, "{eos}");
     }
+    // Where there is no such file, the model's own configuration counts, without what the vocabulary lacks.
+    let config = dir.path().join("config.json");
+    fs::write(&config, r#"{"eos_token_id": [6, 8], "pad_token_id": 7}"#).expect("written");
+    assert_eq!(load("5").expect("read"), [5]);
+    fs::remove_file(dir.path().join("generation_config.json")).expect("removed");
+    let tokenizer = Tokenizer::load(dir.path()).expect("loaded");
+    assert_eq!((tokenizer.stop_ids(), tokenizer.pad_id()), (&[6, 8][..], 1));
+    fs::write(&config, r#"{"eos_token_id": 50256}"#).expect("written");
+    let tokenizer = Tokenizer::load(dir.path()).expect("loaded");
+    assert_eq!(tokenizer.stop_ids(), [0]);
+    fs::write(&config, r#"{"eos_token_id": -1}"#).expect("written");
+    let error = Tokenizer::load(dir.path()).expect_err("-1").to_string();
+    assert!(
+        error.contains("/config.json: `eos_token_id` must be"),
+        "{error}"
+    );
     for eos in ["\"<|endoftext|>\"", "-1", "[1, 2.5]", "4294967296"] {
         let error = load(eos).expect_err(eos).to_string();
         assert!(

@@ -77,6 +77,36 @@ fn added_tokens_follow_the_pieces() {
 }
 
 #[test]
+fn added_tokens_of_old_folders_are_read() {
+    let dir = tempfile::tempdir().expect("folder");
+    let write =
+        |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("write");
+    std::fs::write(dir.path().join("tokenizer.model"), model()).expect("write");
+    write("added_tokens.json", r#"{"<turn>": 361, "<mark>": 360}"#);
+    write(
+        "special_tokens_map.json",
+        r#"{"additional_special_tokens": ["<turn>"]}"#,
+    );
+    let tokenizer = Tokenizer::load(dir.path()).expect("convert");
+    assert_eq!(
+        tokenizer.encode("<turn><mark>").expect("encode"),
+        [361, 360]
+    );
+    assert_eq!([360, 361].map(|id| tokenizer.is_special(id)), [false, true]);
+    write(
+        "tokenizer_config.json",
+        r#"{"added_tokens_decoder": {"360": {"content": "<other>"}}}"#,
+    );
+    let error = Tokenizer::load(dir.path())
+        .expect_err("two tokens")
+        .to_string();
+    assert!(
+        error.contains("`<other>` and `<mark>` both have id 360"),
+        "{error}"
+    );
+}
+
+#[test]
 fn other_models_are_refused_with_the_way_out() {
     let unigram = std::fs::read(golden("sentencepiece_unigram.model")).expect("golden file");
     for (bytes, config, told) in [
@@ -86,6 +116,7 @@ fn other_models_are_refused_with_the_way_out() {
             r#"{"auto_map": {"AutoTokenizer": ["x.Y", null]}}"#,
             "program of its own",
         ),
+        (model(), r#"{"add_eos_token": true}"#, "add_eos_token"),
     ] {
         let error = load(&bytes, config).expect_err(told);
         assert!(

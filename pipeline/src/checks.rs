@@ -120,7 +120,7 @@ fn lacks(dir: &Path, key: &str) -> Option<&'static str> {
 }
 
 fn check_folder(dir: &Path) -> Result<(), Box<dyn Error + Send + Sync>> {
-    Tokenizer::load(dir)?;
+    Tokenizer::load(dir)?.require_eos()?;
     Manifest::verify(dir)?;
     Ok(())
 }

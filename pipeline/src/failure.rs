@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use runtime::logging::in_words;
+
 /// Why a command did not do what was asked.
 #[derive(Debug)]
 pub enum Failure {
@@ -37,11 +39,11 @@ impl Failure {
     pub fn report(&self) -> ExitCode {
         match self {
             Self::Usage(error) => {
-                eprintln!("{}", in_words(error));
+                eprintln!("error: {}", in_words(error.as_ref()));
                 ExitCode::from(2)
             }
             Self::Run(error) => {
-                eprintln!("{}", in_words(error));
+                eprintln!("error: {}", in_words(error.as_ref()));
                 ExitCode::FAILURE
             }
             Self::Interrupted(how_to_continue) => {
@@ -49,54 +51,5 @@ impl Failure {
                 ExitCode::from(130)
             }
         }
-    }
-}
-
-/// `error: ` and the chain of causes on one line, then each `hint:` on a line of its own. A cause
-/// that the message before it quotes already is not repeated.
-fn in_words(error: &anyhow::Error) -> String {
-    let mut message = String::new();
-    let mut hints = String::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        let (body, hint) = split_hint(&text);
-        if !message.contains(body) {
-            if !message.is_empty() {
-                message.push_str(": ");
-            }
-            message.push_str(body);
-        }
-        if !hints.contains(hint) {
-            hints.push_str(hint);
-        }
-    }
-    format!("error: {message}{hints}")
-}
-
-/// Cuts off a hint at the end. A list of mistakes, each with its hint, stays as it is.
-fn split_hint(text: &str) -> (&str, &str) {
-    const MARK: &str = "\n  hint: ";
-    match text.find(MARK) {
-        Some(at) if text.matches(MARK).count() == 1 => text.split_at(at),
-        _ => (text, ""),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use anyhow::anyhow;
-
-    #[test]
-    fn causes_are_joined_and_hints_come_last() {
-        let error = anyhow!("cannot read a.txt: gone\n  hint: make it")
-            .context("gone: cannot read a.txt: gone")
-            .context("stage `sft`");
-        assert_eq!(
-            in_words(&error),
-            "error: stage `sft`: gone: cannot read a.txt: gone\n  hint: make it"
-        );
-        let several = "f:1: a: bad\n  hint: x\nf:2: b: bad\n  hint: y";
-        assert_eq!(in_words(&anyhow!(several)), format!("error: {several}"));
     }
 }

@@ -1,5 +1,6 @@
 //! `rlhf model`: the named sizes; folders written again.
 
+use recipe::numbers::grouped;
 use recipe::request::ConvertRequest;
 use recipe::sizes;
 
@@ -102,19 +103,6 @@ pub(super) fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// `1234567` as `1,234,567`.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,17 +126,5 @@ mod tests {
             "50257",
         ];
         assert_eq!(cells, expected);
-    }
-
-    #[test]
-    fn digits_are_grouped_by_three() {
-        for (number, text) in [
-            (7, "7"),
-            (999, "999"),
-            (1000, "1,000"),
-            (12_345_678, "12,345,678"),
-        ] {
-            assert_eq!(grouped(number), text);
-        }
     }
 }

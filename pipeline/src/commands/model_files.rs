@@ -5,12 +5,14 @@ use std::iter;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use recipe::numbers::grouped;
 use recipe::request::{DiffReport, DiffRequest, ShowReport, ShowRequest, ShownTensor};
 use recipe::shape::ModelShape;
+use runtime::files::read_json;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::model::{aligned, grouped};
+use super::model::aligned;
 use super::{ask, print};
 use crate::cli::{DiffArgs, ShowArgs};
 use crate::failure::{Failure, Outcome};
@@ -79,12 +81,12 @@ fn parse<T: DeserializeOwned>(answer: &str) -> Outcome<T> {
 /// What there is to say of a model, a line each.
 fn facts(path: &Path, report: &ShowReport) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
-    let config = std::fs::read_to_string(path.join("config.json"));
-    let config = config
-        .ok()
-        .and_then(|text| serde_json::from_str(&text).ok());
-    if let Some(config) = config {
-        facts.extend(shape_facts(&config));
+    let config = path.join("config.json");
+    if config.exists() {
+        match read_json(&config) {
+            Ok(config) => facts.extend(shape_facts(&config)),
+            Err(error) => facts.push(("family", error.to_string())),
+        }
     }
     let mut files: BTreeMap<&str, Vec<&ShownTensor>> = BTreeMap::new();
     for tensor in &report.tensors {

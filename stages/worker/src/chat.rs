@@ -14,7 +14,7 @@ use crate::{compute, generate};
 pub fn run(request: &ChatRequest, lines: &Receiver<Command>) -> Result<()> {
     let model = compute::load(&request.model, request.adapter.as_deref(), &request.compute)?;
     let tokenizer = Tokenizer::load(&request.model)?;
-    let options = generate::options(&request.sampling, &tokenizer, 1);
+    let options = generate::options(&request.sampling, &tokenizer, 1)?;
     let system: Vec<Message> = request
         .system
         .iter()

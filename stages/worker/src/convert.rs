@@ -11,7 +11,7 @@ use tch::Device;
 use crate::compute;
 
 /// Reads a model and writes it again, sealed: in another type, in files of another size, with adapters merged
-/// into it.
+/// into it. Without a type it is written in the narrowest one that rounds no weight.
 pub fn run(request: &ConvertRequest) -> Result<()> {
     let kind = match request.dtype {
         Some(dtype) => trainer::context::kind_of(dtype),

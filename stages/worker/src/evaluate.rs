@@ -23,6 +23,7 @@ const TEXT_CONTEXT: usize = 128;
 pub fn run(request: &EvalRequest) -> Result<()> {
     let (device, kind) = compute::of(&request.compute)?;
     let tokenizer = Tokenizer::load(&request.policy)?;
+    tokenizer.require_eos()?;
     let base = Model::load(&request.base, device, kind)?;
     let reference = Model::load(&request.reference, device, kind)?;
     let policy = Model::load(&request.policy, device, kind)?;

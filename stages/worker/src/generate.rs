@@ -30,7 +30,7 @@ pub fn run(request: &GenerateRequest) -> Result<()> {
             .map(|row| row.ids_to_continue(&tokenizer))
             .collect::<Result<_>>()?,
     };
-    let options = options(&request.sampling, &tokenizer, request.compute.batch);
+    let options = options(&request.sampling, &tokenizer, request.compute.batch)?;
     let copies = request.num_samples as u64;
     let requests: Vec<Request> = (0..)
         .zip(&prompts)
@@ -68,8 +68,15 @@ fn json_line(index: usize, sample_index: usize, sample: &Sample, text: String) -
 }
 
 /// The options that a command line asks for.
-pub fn options(sampling: &Sampling, tokenizer: &Tokenizer, max_batch: usize) -> SamplingOptions {
-    SamplingOptions {
+pub fn options(
+    sampling: &Sampling,
+    tokenizer: &Tokenizer,
+    max_batch: usize,
+) -> Result<SamplingOptions> {
+    if tokenizer.stop_ids().is_empty() && !sampling.ignore_eos {
+        tokenizer.require_eos()?;
+    }
+    Ok(SamplingOptions {
         max_new_tokens: sampling.max_new_tokens,
         temperature: sampling.temperature,
         top_k: sampling.top_k,
@@ -80,5 +87,5 @@ pub fn options(sampling: &Sampling, tokenizer: &Tokenizer, max_batch: usize) -> 
         purpose: "generate",
         eos_ids: tokenizer.stop_ids().to_vec(),
         max_batch,
-    }
+    })
 }

@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use runtime::events::{Event, emit};
+use runtime::logging::in_words;
 
 /// Started by `rlhf`; use that instead.
 #[derive(Debug, Parser)]
@@ -76,10 +77,9 @@ fn main() -> ExitCode {
     match run(&Cli::parse().command) {
         Ok(code) => code,
         Err(error) => {
-            tracing::error!("{error:#}");
-            emit(&Event::Failed {
-                error: format!("{error:#}"),
-            });
+            let error = in_words(error.as_ref());
+            tracing::error!("{error}");
+            emit(&Event::Failed { error });
             ExitCode::FAILURE
         }
     }

@@ -25,9 +25,10 @@ pub fn run(request: &ScoreRequest) -> Result<()> {
     match model.head {
         Head::Token => {
             for chunk in rows.chunks(request.compute.batch) {
-                for (ids, logprobs) in chunk
-                    .iter()
-                    .zip(logprobs(&model, chunk, tokenizer.pad_id()))
+                for (ids, logprobs) in
+                    chunk
+                        .iter()
+                        .zip(logprobs(&model, chunk, tokenizer.pad_id())?)
                 {
                     output(&json!({ "input_ids": ids, "logprobs": logprobs }));
                 }
@@ -76,7 +77,10 @@ fn check(rows: &[Vec<u32>], model: &Model, path: &str) -> Result<()> {
 }
 
 /// `ln p(ids[i+1] | ids[..=i])` of each row: one number fewer than tokens.
-fn logprobs(model: &Model, rows: &[Vec<u32>], pad_id: u32) -> Vec<Vec<f64>> {
+fn logprobs(model: &Model, rows: &[Vec<u32>], pad_id: u32) -> Result<Vec<Vec<f64>>> {
+    if rows.iter().all(|row| row.len() == 1) {
+        return Ok(vec![Vec::new(); rows.len()]);
+    }
     let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let input = Input::from_padded(&pad(&slices, Side::Right, pad_id, None), model.device());
     let logprobs_br = no_grad(|| {
@@ -89,10 +93,10 @@ fn logprobs(model: &Model, rows: &[Vec<u32>], pad_id: u32) -> Vec<Vec<f64>> {
         .collect()
 }
 
-fn prefix(x_r: &Tensor, length: usize) -> Vec<f64> {
+fn prefix(x_r: &Tensor, length: usize) -> Result<Vec<f64>> {
     let x = x_r
         .narrow(0, 0, length as i64)
         .to_kind(Kind::Double)
         .to_device(Device::Cpu);
-    Vec::try_from(x).unwrap_or_default()
+    Ok(Vec::try_from(x)?)
 }

@@ -193,7 +193,7 @@ pub(crate) fn validate(
         if prompt_ids.is_empty() {
             return Err(GenerationError::EmptyPrompt { request });
         }
-        if prompt_ids.len() + max_new_tokens > max_positions {
+        if prompt_ids.len().saturating_add(max_new_tokens) > max_positions {
             let prompt_tokens = prompt_ids.len();
             return Err(GenerationError::TooLong {
                 request,

@@ -76,6 +76,12 @@ fn prompts_are_checked() {
         "{error}"
     );
     assert!(error.contains("to 4 tokens"), "{error}");
+    let endless = SamplingOptions {
+        max_new_tokens: usize::MAX,
+        ..options()
+    };
+    let error = refusal(Head::Token, &[1], &endless);
+    assert!(error.contains("18446744073709551615 new"), "{error}");
     let error = refusal(Head::Token, &[1, 9], &options());
     assert!(
         error.contains("has token 9, and the model has 9"),

@@ -10,13 +10,13 @@ use tch::Tensor;
 
 use crate::adapter::{Adapter, LowRank};
 use crate::attention::{Mask, attend};
-use crate::positions::Turn;
+use crate::positions::Rotation;
 
 /// What all blocks of one forward pass share.
 #[derive(Debug)]
 pub(crate) struct Context {
-    /// Present where positions turn queries and keys.
-    pub(crate) turn: Option<Turn>,
+    /// Present where positions rotate queries and keys.
+    pub(crate) rotation: Option<Rotation>,
     /// Which keys a query sees.
     pub(crate) mask: Mask,
     /// The same in layers with a sliding window, where there are any.
@@ -200,9 +200,9 @@ impl Attention {
             q = q_norm.forward(&q);
             k = k_norm.forward(&k);
         }
-        if let Some(turn) = &context.turn {
-            q = turn.turn(&q);
-            k = turn.turn(&k);
+        if let Some(rotation) = &context.rotation {
+            q = rotation.apply(&q);
+            k = rotation.apply(&k);
         }
         let mask = match &context.local_mask {
             Some(mask) if self.local => mask,

@@ -56,7 +56,7 @@ impl Model {
     ///
     /// Equal to a full pass, but for rows beyond the trained length under dynamic rotary scaling
     /// ([`recipe::shape::RopeScaling::Dynamic`]): there a call turns by the row's present length, and cached
-    /// keys stay as they were turned, as in transformers.
+    /// keys stay as they were rotated, as in transformers.
     ///
     /// - `ids_bt`: int64 `[b, t]`;
     /// - `positions_bt`: each token's position among the real tokens of its row, int64 `[b, t]`

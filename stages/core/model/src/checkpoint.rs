@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use datasets::tokenizer::Tokenizer;
+use recipe::tensors::Head;
 use runtime::manifest::Manifest;
 use tch::{Device, Kind};
 
@@ -52,10 +53,18 @@ pub fn write_folder(
     shard_bytes: u64,
 ) -> Result<(), ModelError> {
     check_vocabulary(dir, model, tokenizer)?;
+    let pad = tokenizer.stated_pad_id();
+    if model.head == Head::Scalar && pad.is_none() {
+        tracing::warn!(
+            "{}: no pad_token_id is written, since every token of the tokenizer may be in a text; \
+             transformers then scores one row at a time",
+            dir.display()
+        );
+    }
     let ids = SpecialIds {
         bos: tokenizer.bos_id(),
         stop: tokenizer.stop_ids().to_vec(),
-        pad: tokenizer.pad_id(),
+        pad,
     };
     model.save_with(dir, Some(ids), shard_bytes)?;
     tokenizer.save(dir).map_err(|error| ModelError::Tokenizer {

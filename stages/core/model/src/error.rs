@@ -22,6 +22,14 @@ pub enum ModelError {
     /// libtorch refused.
     #[error(transparent)]
     Torch(#[from] torch_ext::TorchError),
+    /// A file describes a model of no known shape.
+    #[error("{path}: {shape}")]
+    Shape {
+        /// `config.json`, or a GGUF file.
+        path: PathBuf,
+        /// What is wrong with the shape.
+        shape: recipe::ShapeError,
+    },
     /// `config.json` describes no model that this crate has.
     #[error("{path}: {reason}\n  hint: {hint}")]
     Config {
@@ -69,7 +77,7 @@ pub enum ModelError {
     },
     /// A tensor that the model needs is not there.
     #[error(
-        "{path}: tensor `{name}` {expected:?} is missing\n  hint: config.json and the weights belong to different models"
+        "{path}: tensor `{name}` {expected:?} is missing\n  hint: the weights are of another model than the one that is described beside them"
     )]
     MissingTensor {
         /// The file or folder.
@@ -81,7 +89,7 @@ pub enum ModelError {
     },
     /// A tensor that the model does not have is there.
     #[error(
-        "{path}: tensor `{name}` {found:?} does not belong to this model\n  hint: config.json and the weights belong to different models"
+        "{path}: tensor `{name}` {found:?} does not belong to this model\n  hint: the weights are of another model than the one that is described beside them"
     )]
     ExtraTensor {
         /// The file or folder.
@@ -91,9 +99,9 @@ pub enum ModelError {
         /// Its shape.
         found: Vec<i64>,
     },
-    /// A tensor has another shape than config.json implies.
+    /// A tensor has another shape than the model's implies.
     #[error(
-        "{path}: tensor `{name}` is {found:?}, expected {expected:?} by config.json\n  hint: config.json and the weights belong to different models"
+        "{path}: tensor `{name}` is {found:?}, expected {expected:?} by the model's shape\n  hint: the weights are of another model than the one that is described beside them"
     )]
     TensorShape {
         /// The file or folder.
@@ -102,17 +110,19 @@ pub enum ModelError {
         name: String,
         /// Its shape in the file.
         found: Vec<i64>,
-        /// Its shape by config.json.
+        /// Its shape by the model's.
         expected: Vec<i64>,
     },
     /// A tensor has a type that weights do not have.
-    #[error("{path}: tensor `{name}` has dtype {found}, expected one of F64, F32, F16, BF16")]
+    #[error(
+        "{path}: tensor `{name}` has dtype {found}, expected one of F64, F32, F16, BF16\n  hint: quantized weights are read from GGUF files alone; use the model's folder in full precision"
+    )]
     TensorType {
         /// The file.
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// Its type.
+        /// Its type, as the file names it.
         found: String,
     },
     /// The tokenizer makes ids that the embedding does not have.

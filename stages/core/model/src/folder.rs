@@ -23,7 +23,8 @@ pub(crate) struct SpecialIds {
     pub(crate) bos: Option<u32>,
     /// The tokens that end a reply, EOS first.
     pub(crate) stop: Vec<u32>,
-    pub(crate) pad: u32,
+    /// A token that no text holds; `None` where the tokenizer has none.
+    pub(crate) pad: Option<u32>,
 }
 
 impl Model {
@@ -50,19 +51,29 @@ impl Model {
         Ok(Self::from_params(shape, head, reward_shift, params, None))
     }
 
-    /// The type that the weights of a folder, or of a GGUF file, are stored in.
+    /// The narrowest type that holds the weights of a folder, or of a GGUF file, without rounding any.
     ///
     /// # Errors
-    /// When there are no weights of floats.
-    pub fn stored_kind(dir: &Path) -> Result<Kind, ModelError> {
-        let path = if dir.is_file() {
-            dir.to_owned()
+    /// When there are no weights of floats, or `config.json` cannot be read.
+    pub fn stored_kind(path: &Path) -> Result<Kind, ModelError> {
+        let mut kinds = Vec::new();
+        if path.is_file() {
+            kinds.extend(Reader::open(path)?.float_kinds().into_values());
         } else {
-            weight_files(dir)?.swap_remove(0).path
-        };
-        let kind = Reader::open(&path)?.main_kind();
-        kind.ok_or_else(|| ModelError::Malformed {
-            path,
+            let config_path = path.join(CONFIG);
+            let config: Value = files::read_json(&config_path)?;
+            let shape = shape_of(&config, &config_path)?;
+            let source = Source::Folder(&config);
+            for file in weight_files(path)? {
+                let reader = file.open()?;
+                let stored = reader.float_kinds().into_iter();
+                let weights = stored.filter(|(name, _)| source.is_weight(name, &shape));
+                kinds.extend(weights.map(|(_, kind)| kind));
+            }
+        }
+        let widest = kinds.into_iter().reduce(weights::wider);
+        widest.ok_or_else(|| ModelError::Malformed {
+            path: path.into(),
             reason: "it holds no weights of floats".to_owned(),
         })
     }
@@ -104,13 +115,16 @@ impl Model {
         if let Some(SpecialIds { bos, stop, pad }) = ids {
             // A list only where there are several, as transformers writes it.
             let eos = match &stop[..] {
+                [] => Value::Null,
                 [single] => json!(single),
                 several => json!(several),
             };
             for target in [&mut config, &mut generation] {
                 target["bos_token_id"] = json!(bos);
                 target["eos_token_id"] = eos.clone();
-                target["pad_token_id"] = json!(pad);
+                if let Some(pad) = pad {
+                    target["pad_token_id"] = json!(pad);
+                }
             }
         }
         files::write_json(&dir.join(CONFIG), &config)?;
@@ -127,10 +141,9 @@ impl Model {
 
 /// The shape that a `config.json` says.
 pub(crate) fn shape_of(config: &Value, path: &Path) -> Result<ModelShape, ModelError> {
-    ModelShape::from_hf(config).map_err(|error| ModelError::Config {
+    ModelShape::from_hf(config).map_err(|shape| ModelError::Shape {
         path: path.into(),
-        reason: error.to_string(),
-        hint: "`rlhf model sizes` lists the families that can be read",
+        shape,
     })
 }
 

@@ -81,7 +81,7 @@ pub(crate) fn name_of(stored: &str) -> Option<String> {
     Some(format!("model.layers.{layer}.{part}.{end}"))
 }
 
-/// Undoes what the conversion to GGUF did to the rows of queries and keys: it put the numbers that turn
+/// Undoes what the conversion to GGUF did to the rows of queries and keys: it put the numbers that are rotated
 /// together side by side, where Llama's are a half apart. Other tensors stay as they are.
 pub(crate) fn restore(tensor: Tensor, name: &str, heads: usize, kv_heads: usize) -> Tensor {
     let heads = if name.contains(".q_proj.") {
@@ -108,13 +108,9 @@ impl File<'_> {
     fn config(&self, reader: &Reader) -> Result<Value, ModelError> {
         let architecture = self.text("general.architecture")?;
         if architecture != "llama" {
-            return Err(ModelError::Config {
-                path: self.path.into(),
-                reason: format!(
-                    "general.architecture is `{architecture}`, and only `llama` is read"
-                ),
-                hint: "use the model's Hugging Face folder",
-            });
+            return Err(self.unsupported(format!(
+                "general.architecture is `{architecture}`, and only `llama` is read"
+            )));
         }
         let tensors = reader.tensors();
         let rows = tensors
@@ -132,21 +128,12 @@ impl File<'_> {
             "num_key_value_heads": self.count_or("llama.attention.head_count_kv", heads)?,
             "rms_norm_eps": self.number("llama.attention.layer_norm_rms_epsilon", 1e-5)?,
             "rope_theta": self.number("llama.rope.freq_base", 1e4)?,
+            "head_dim": self.head_dim()?,
             "tie_word_embeddings": !tensors.contains_key("output.weight"),
             "attention_bias": tensors.contains_key("blk.0.attn_q.bias"),
             "mlp_bias": tensors.contains_key("blk.0.ffn_up.bias"),
         });
-        if self.metadata.contains_key("llama.attention.key_length") {
-            config["head_dim"] = json!(self.count("llama.attention.key_length")?);
-        }
-        let scaling = self.metadata.get("llama.rope.scaling.type");
-        if let Some(Meta::Text(kind)) = scaling.filter(|kind| **kind != Meta::Text("none".into())) {
-            config["rope_scaling"] = json!({
-                "rope_type": kind,
-                "factor": self.number("llama.rope.scaling.factor", 1.0)?,
-                "original_max_position_embeddings": self.count("llama.rope.scaling.original_context_length").ok(),
-            });
-        }
+        config["rope_scaling"] = self.rope_scaling()?;
         if tensors.contains_key(FREQUENCIES) {
             // The largest divisor is the factor; what else the numbers say is compared when they are read.
             let divisors = reader.read(FREQUENCIES, Kind::Double, Device::Cpu)?;
@@ -161,6 +148,62 @@ impl File<'_> {
         Ok(config)
     }
 
+    /// The table `rope_scaling` of the same model, as llama.cpp understands the file: without a type,
+    /// positions are divided by the factor, which has another name in old files; 0 is none.
+    fn rope_scaling(&self) -> Result<Value, ModelError> {
+        self.check_rope_keys()?;
+        let old = self.number("llama.rope.scale_linear", 0.0)?;
+        let factor = self.number("llama.rope.scaling.factor", old)?;
+        let kind = match self.metadata.get("llama.rope.scaling.type") {
+            None => "linear",
+            Some(_) => self.text("llama.rope.scaling.type")?,
+        };
+        if kind == "none" || factor == 0.0 {
+            return Ok(Value::Null);
+        }
+        let original = "llama.rope.scaling.original_context_length";
+        let original = if self.metadata.contains_key(original) {
+            json!(self.count(original)?)
+        } else {
+            Value::Null
+        };
+        Ok(json!({
+            "rope_type": kind,
+            "factor": factor,
+            "original_max_position_embeddings": original,
+        }))
+    }
+
+    /// Refuses what would change rotary positions and has no place in [`File::config`].
+    fn check_rope_keys(&self) -> Result<(), ModelError> {
+        let keys = self.metadata.iter();
+        let words = keys.filter_map(|(key, value)| Some((key.strip_prefix("llama.rope.")?, value)));
+        for (key, value) in words {
+            let says_nothing = match key {
+                "freq_base"
+                | "scale_linear"
+                | "scaling.type"
+                | "scaling.factor"
+                | "scaling.original_context_length"
+                | "scaling.finetuned" => true,
+                "scaling.attn_factor" => *value == Meta::Float(1.0),
+                "dimension_count" => *value == Meta::Int(self.head_dim()?),
+                _ => false,
+            };
+            if !says_nothing {
+                let reason = format!("llama.rope.{key} is {value:?}, which is not computed here");
+                return Err(self.unsupported(reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn head_dim(&self) -> Result<i64, ModelError> {
+        let heads = self.count("llama.attention.head_count")?;
+        let usual = self.count("llama.embedding_length")? / heads;
+        self.count_or("llama.attention.key_length", usual)
+    }
+
     fn vocabulary(&self) -> Result<Vocabulary, ModelError> {
         let tokens = self.list("tokenizer.ggml.tokens")?;
         let kinds = self.list("tokenizer.ggml.token_type")?;
@@ -171,7 +214,7 @@ impl File<'_> {
                 let merges = merges.map(|merge| self.as_text(merge, "tokenizer.ggml.merges"));
                 Algorithm::ByteLevel {
                     merges: merges.collect::<Result<_, _>>()?,
-                    splitter: self.text("tokenizer.ggml.pre")?.to_owned(),
+                    splitter: self.splitter()?.to_owned(),
                 }
             }
             "llama" => Algorithm::Sentencepiece {
@@ -183,19 +226,19 @@ impl File<'_> {
                 )));
             }
         };
+        if self.flag("tokenizer.ggml.add_eos_token", false) {
+            let reason = "tokenizer.ggml.add_eos_token is true: EOS after every text";
+            return Err(self.unsupported(reason.to_owned()));
+        }
         let scores = match algorithm {
-            Algorithm::Sentencepiece { .. } => self.list("tokenizer.ggml.scores")?,
-            Algorithm::ByteLevel { .. } => &[],
+            Algorithm::Sentencepiece { .. } => self.scores(tokens.len())?,
+            Algorithm::ByteLevel { .. } => vec![0.0; tokens.len()],
         };
         let mut pieces = Vec::with_capacity(tokens.len());
-        for (id, token) in tokens.iter().enumerate() {
+        for ((id, token), score) in tokens.iter().enumerate().zip(scores) {
             let kind = match kinds.get(id) {
                 Some(Meta::Int(number)) => PieceKind::of(*number),
                 _ => None,
-            };
-            let score = match scores.get(id) {
-                Some(Meta::Float(score)) => *score,
-                _ => 0.0,
             };
             pieces.push(Piece {
                 text: self.as_text(token, "tokenizer.ggml.tokens")?,
@@ -224,6 +267,37 @@ impl File<'_> {
             algorithm,
             pieces,
         })
+    }
+
+    /// How texts are split before the merges; files from before 2024 do not say it.
+    fn splitter(&self) -> Result<&str, ModelError> {
+        const KEY: &str = "tokenizer.ggml.pre";
+        if !self.metadata.contains_key(KEY) {
+            let reason = format!("it does not say `{KEY}`, how texts are split before the merges");
+            return Err(self.unsupported(reason));
+        }
+        self.text(KEY)
+    }
+
+    /// A score for each of `len` tokens.
+    fn scores(&self, len: usize) -> Result<Vec<f64>, ModelError> {
+        let scores = self.list("tokenizer.ggml.scores")?.iter();
+        let scores = scores.map(|score| match score {
+            Meta::Float(score) => Some(*score),
+            _ => None,
+        });
+        let scores = scores.collect::<Option<Vec<f64>>>();
+        let scores = scores.filter(|scores| scores.len() == len);
+        scores.ok_or_else(|| self.malformed("tokenizer.ggml.scores does not fit its tokens"))
+    }
+
+    /// What llama.cpp knows and this program does not.
+    fn unsupported(&self, reason: String) -> ModelError {
+        ModelError::Config {
+            path: self.path.into(),
+            reason,
+            hint: "use the model's Hugging Face folder",
+        }
     }
 
     fn malformed(&self, reason: &str) -> ModelError {

@@ -6,8 +6,8 @@
 //!
 //! **Architecture invariant.** A model is a list of blocks, put together from the parts that its shape
 //! names; no code here asks for a family. It knows nothing of losses of a stage, of optimizers or of
-//! sampling; parameters carry Hugging Face's names and layouts (`recipe::tensors`), so that no
-//! converter exists.
+//! sampling; parameters carry Hugging Face's names and layouts (`recipe::tensors`), so that folders need no
+//! conversion; what has other names or layouts (`ChatGLM`, GGUF) is renamed and put in order as it is read.
 //!
 //! Reading order: `block`, `attention` and `positions` (the arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `adapter` (what is trained beside frozen
 //! weights), `cache` (decoding), `losses`, then `weights` (files of tensors), `read`, `folder`, `peft`,

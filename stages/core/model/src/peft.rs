@@ -312,14 +312,7 @@ impl AdapterFile {
                     "tensor `{stored}` is {found:?}, expected {dims:?}"
                 )));
             }
-            let kind = self.reader.kind(&stored)?;
-            if !weights::is_float(kind) {
-                return Err(ModelError::TensorType {
-                    path: self.path.clone(),
-                    name: stored,
-                    found: format!("{kind:?}"),
-                });
-            }
+            self.reader.float_kind(&stored)?;
             let tensor = self.reader.read(&stored, model.kind(), model.device())?;
             tensors.insert(name.to_owned(), tensor);
         }

@@ -8,15 +8,15 @@ use recipe::shape::{RopeScaling, Rotary, Yarn};
 use tch::{Device, Kind, Tensor};
 
 /// Rotary position embedding (Su et al. 2021): `x cos + rotate(x) sin` of the first numbers of a head,
-/// where `rotate` turns pairs of numbers a half apart (Llama), or of neighbours (GLM).
+/// where `rotate` takes pairs of numbers a half apart (Llama), or of neighbours (GLM).
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct Rotation {
     cos_b1te: Tensor,
     sin_b1te: Tensor,
     interleaved: bool,
 }
 
-impl Turn {
+impl Rotation {
     /// Tables for the given positions, computed in f32 (f64 for f64 models), as transformers does.
     /// `lengths_b`: tokens of each row, for dynamic scaling; where it is absent, each row ends with its
     /// largest position.
@@ -58,16 +58,16 @@ impl Turn {
         }
     }
 
-    pub(crate) fn turn(&self, x_bhte: &Tensor) -> Tensor {
-        let (width, turned) = (last(x_bhte), last(&self.cos_b1te));
-        if turned == width {
-            return self.turn_whole(x_bhte);
+    pub(crate) fn apply(&self, x_bhte: &Tensor) -> Tensor {
+        let (width, rotated) = (last(x_bhte), last(&self.cos_b1te));
+        if rotated == width {
+            return self.apply_whole(x_bhte);
         }
-        let head = self.turn_whole(&x_bhte.narrow(-1, 0, turned));
-        Tensor::cat(&[&head, &x_bhte.narrow(-1, turned, width - turned)], -1)
+        let head = self.apply_whole(&x_bhte.narrow(-1, 0, rotated));
+        Tensor::cat(&[&head, &x_bhte.narrow(-1, rotated, width - rotated)], -1)
     }
 
-    fn turn_whole(&self, x_bhte: &Tensor) -> Tensor {
+    fn apply_whole(&self, x_bhte: &Tensor) -> Tensor {
         let rotated = if self.interleaved {
             let even = x_bhte.slice(-1, 0, None, 2);
             let odd = x_bhte.slice(-1, 1, None, 2);
@@ -108,7 +108,7 @@ fn dynamic_theta(rotary: &Rotary, (factor, original): (f64, usize), lengths_b: &
     (stretch_b * rotary.theta).view([-1, 1, 1])
 }
 
-/// Radians per position of each turned pair, `[f]` (`[b, 1, f]` for a base of each row): `theta^(-2i/width)`,
+/// Radians per position of each rotated pair, `[f]` (`[b, 1, f]` for a base of each row): `theta^(-2i/width)`,
 /// stretched as the model says.
 fn frequencies(rotary: &Rotary, theta: &Tensor, kind: Kind) -> Tensor {
     let device = theta.device();
@@ -145,7 +145,7 @@ fn blend(plain_f: &Tensor, factor: f64, kept_f: &Tensor) -> Tensor {
     plain_f / factor * (1.0 - kept_f) + plain_f * kept_f
 }
 
-/// The pairs between which `YaRN`'s ramp lies: those that turn `beta_fast` and `beta_slow` times within the
+/// The pairs between which `YaRN`'s ramp lies: those that go round `beta_fast` and `beta_slow` times within the
 /// original context.
 fn yarn_range(rotary: &Rotary, yarn: &Yarn) -> (f64, f64) {
     let width = rotary.width as f64;

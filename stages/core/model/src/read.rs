@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use recipe::families::Part;
+use recipe::families::Target;
 use recipe::shape::{ModelShape, Positions};
 use recipe::tensors::{Head, TensorSpec, WEIGHT_FILES, WEIGHTS, tensors};
 use runtime::files;
@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::gguf;
 use crate::positions::{divisors, sinusoidal};
-use crate::weights::{self, Reader};
+use crate::weights::Reader;
 
 /// A file of weights.
 pub(crate) struct WeightFile {
@@ -128,14 +128,20 @@ pub(crate) enum Source<'a> {
 
 impl Source<'_> {
     /// Where a stored tensor goes; `None` for a name that does not belong to such a model.
-    fn parts(self, stored: &str, shape: &ModelShape) -> Option<Vec<Part>> {
+    fn targets(self, stored: &str, shape: &ModelShape) -> Option<Vec<Target>> {
         match self {
             Self::Folder(config) => shape.imported(config, stored),
             Self::Gguf => {
                 let name = gguf::name_of(stored)?;
-                Some(vec![Part { name, rows: None }])
+                Some(vec![Target { name, rows: None }])
             }
         }
+    }
+
+    /// Whether a stored tensor is no constant.
+    pub(crate) fn is_weight(self, stored: &str, shape: &ModelShape) -> bool {
+        let targets = self.targets(stored, shape);
+        !targets.is_some_and(|targets| targets.is_empty()) && !is_buffer(stored, shape)
     }
 
     /// The tensor in Hugging Face's layout.
@@ -174,23 +180,21 @@ impl Folder<'_> {
             name: stored.to_owned(),
             found: found.to_vec(),
         };
-        let parts = self.source.parts(stored, self.shape);
-        for Part { name, rows } in parts.ok_or_else(extra)? {
+        let all = found.first().copied().unwrap_or(1);
+        let targets = self.source.targets(stored, self.shape);
+        let targets = targets.ok_or_else(extra)?;
+        let counts = targets.iter().map(|target| target.rows.map(|rows| rows.1));
+        // What is taken apart must be used up.
+        let of_targets: Option<usize> = counts.sum();
+        let fits = targets.is_empty() || of_targets.is_none_or(|count| count as i64 == all);
+        for Target { name, rows } in targets {
             let name = self.full_name(&name);
-            if self.is_buffer(&name) {
+            if is_buffer(&name, self.shape) {
                 continue;
             }
-            let all = found.first().copied().unwrap_or(1);
             let rows = rows.map_or((0, all), |(first, count)| (first as i64, count as i64));
             let read = || {
-                let stored_kind = reader.kind(stored)?;
-                if !weights::is_float(stored_kind) {
-                    return Err(ModelError::TensorType {
-                        path: path.into(),
-                        name: stored.to_owned(),
-                        found: format!("{stored_kind:?}"),
-                    });
-                }
+                reader.float_kind(stored)?;
                 reader.read_rows(stored, rows, self.kind, self.device)
             };
             if let Some(repeat) = self.repeats.get(&name) {
@@ -203,12 +207,16 @@ impl Folder<'_> {
             if let Some(first) = dims.first_mut() {
                 *first = rows.1;
             }
-            if spec.dims != dims || rows.0 + rows.1 > all {
+            if spec.dims != dims || !fits {
+                let mut expected = spec.dims;
+                if let (Some(all), Some(first)) = (of_targets, expected.first_mut()) {
+                    *first = all as i64;
+                }
                 return Err(ModelError::TensorShape {
                     path: path.into(),
                     name: stored.to_owned(),
                     found: found.to_vec(),
-                    expected: spec.dims,
+                    expected,
                 });
             }
             let tensor = self.source.restore(read()?, &name, self.shape);
@@ -220,18 +228,18 @@ impl Folder<'_> {
     /// The name within a whole model: the oldest folders name tensors from the trunk down.
     fn full_name(&self, stored: &str) -> String {
         let prefixed = format!("{}{stored}", self.shape.names().trunk);
-        if self.expected.contains_key(&prefixed) || self.is_buffer(&prefixed) {
+        if self.expected.contains_key(&prefixed) || is_buffer(&prefixed, self.shape) {
             prefixed
         } else {
             stored.to_owned()
         }
     }
+}
 
-    /// Whether this is a constant that old folders store among the weights.
-    fn is_buffer(&self, name: &str) -> bool {
-        let buffers = self.shape.names().buffers;
-        buffers.iter().any(|end| name.ends_with(end))
-    }
+/// Whether this is a constant that old folders store among the weights.
+fn is_buffer(name: &str, shape: &ModelShape) -> bool {
+    let buffers = shape.names().buffers;
+    buffers.iter().any(|end| name.ends_with(end))
 }
 
 /// What a stored tensor repeats.

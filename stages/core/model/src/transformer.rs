@@ -13,7 +13,7 @@ use crate::adapter::Adapter;
 use crate::attention::{Mask, Span};
 use crate::block::{Block, Context, Linear, Norm, Params};
 use crate::input::Input;
-use crate::positions::{Turn, sinusoidal};
+use crate::positions::{Rotation, sinusoidal};
 
 /// A decoder-only transformer.
 #[derive(Debug)]
@@ -321,9 +321,9 @@ impl Model {
         let shape = &self.shape;
         let local = shape.local.as_ref();
         Context {
-            turn: shape
+            rotation: shape
                 .rotary()
-                .map(|rotary| Turn::new(rotary, positions_bt, lengths_b, self.kind())),
+                .map(|rotary| Rotation::new(rotary, positions_bt, lengths_b, self.kind())),
             mask: match shape.positions {
                 Positions::Alibi => Mask::alibi(span, shape.heads, shape.head_dim, self.kind()),
                 _ => Mask::new(span, None),

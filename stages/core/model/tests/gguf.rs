@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use model::weights::{self, SHARD_BYTES};
 use model::{Checkpoint, Input, Model, write_folder};
+use recipe::shape::RopeScaling;
 use runtime::seeds::uniform;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -66,6 +67,80 @@ fn replaced(from: &[u8], to: &[u8]) -> Vec<u8> {
     [&good[..at], to, &good[at + from.len()..]].concat()
 }
 
+/// A file with one more word on its model, and a text that keeps its data aligned.
+fn with_word(bytes: &[u8], key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let word =
+        |key: &str, kind: u32, value: &[u8]| [&text(key)[..], &kind.to_le_bytes(), value].concat();
+    let (word, empty) = (word(key, kind, value), word("fill", 8, &text("")));
+    let shifted = bytes.len() - std::fs::read(golden("llama.gguf")).expect("read").len();
+    let added = word.len() + empty.len() + shifted;
+    let fill = "x".repeat(added.next_multiple_of(32) - added);
+    let fill = [text("fill"), 8_u32.to_le_bytes().to_vec(), text(&fill)].concat();
+    let keys = u64::from_le_bytes(bytes[16..24].try_into().expect("8 bytes")) + 2;
+    [
+        &bytes[..16],
+        &keys.to_le_bytes(),
+        &word,
+        &fill,
+        &bytes[24..],
+    ]
+    .concat()
+}
+
+#[test]
+fn rotary_positions_are_those_of_llama_cpp() {
+    let dir = tempfile::tempdir().expect("folder");
+    let path = dir.path().join("model.gguf");
+    let good = std::fs::read(golden("llama.gguf")).expect("read");
+    let (float, count) = (|x: f32| (6, x.to_le_bytes()), |n: u32| (4, n.to_le_bytes()));
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    // Heads are 16 wide.
+    for (key, (kind, value), expected) in [
+        ("llama.rope.scaling.factor", float(4.0), Ok(linear)),
+        ("llama.rope.scale_linear", float(4.0), Ok(linear)),
+        (
+            "llama.rope.scaling.factor",
+            float(0.0),
+            Ok(RopeScaling::None),
+        ),
+        (
+            "llama.rope.scaling.attn_factor",
+            float(1.0),
+            Ok(RopeScaling::None),
+        ),
+        (
+            "llama.rope.dimension_count",
+            count(16),
+            Ok(RopeScaling::None),
+        ),
+        (
+            "llama.rope.scaling.attn_factor",
+            float(2.0),
+            Err("Float(2.0)"),
+        ),
+        ("llama.rope.dimension_count", count(8), Err("Int(8)")),
+        (
+            "llama.rope.scaling.yarn_beta_fast",
+            float(1.0),
+            Err("Float(1.0)"),
+        ),
+    ] {
+        std::fs::write(&path, with_word(&good, key, kind, &value)).expect("write");
+        match (import(&path), expected) {
+            (Ok(read), Ok(expected)) => {
+                let scaling = read.model.shape.rotary().map(|rotary| rotary.scaling);
+                assert_eq!(scaling, Some(expected), "{key}");
+            }
+            (Err(error), Err(told)) => assert!(
+                error.contains(key) && error.contains(told) && !error.contains("config.json"),
+                "{error}"
+            ),
+            (found, _) => panic!("{key}: {:?}", found.err()),
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let dir = tempfile::tempdir().expect("folder");
@@ -81,7 +156,28 @@ fn what_does_not_fit_is_named() {
     let name = "blk.0.attn_norm.weight";
     let norm = described(name, &[32], 0);
     let norm_as = |dims: &[u64], kind| replaced(&norm, &described(name, dims, kind));
+    let good = std::fs::read(golden("llama.gguf")).expect("read");
+    let sentencepiece = replaced(b"\x04\0\0\0\0\0\0\0gpt2", b"\x05\0\0\0\0\0\0\0llama");
+    // A list of one float.
+    let score = [
+        &6_u32.to_le_bytes()[..],
+        &1_u64.to_le_bytes(),
+        &0_f32.to_le_bytes(),
+    ]
+    .concat();
     for (bytes, told) in [
+        (
+            with_word(&good, "tokenizer.ggml.add_eos_token", 7, &[1]),
+            "add_eos_token is true",
+        ),
+        (
+            with_word(&sentencepiece, "tokenizer.ggml.scores", 9, &score),
+            "scores does not fit its tokens",
+        ),
+        (
+            replaced(b"tokenizer.ggml.pre", b"tokenizer.ggml.prx"),
+            "how texts are split before the merges\n  hint: use the model's Hugging Face folder",
+        ),
         (
             replaced(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0mamba"),
             "`mamba`",
@@ -110,7 +206,7 @@ fn what_does_not_fit_is_named() {
         std::fs::write(&path, bytes).expect("write");
         let error = import(&path).err().expect(told);
         assert!(
-            error.contains(told) && error.contains("model.gguf"),
+            error.contains(told) && error.contains("model.gguf") && !error.contains("config.json"),
             "{error}"
         );
     }

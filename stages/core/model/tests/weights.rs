@@ -137,6 +137,22 @@ fn no_damage_brings_the_reader_down() {
 }
 
 #[test]
+fn tensors_of_many_dimensions_are_refused() {
+    let dir = tempfile::tempdir().expect("folder");
+    let path = dir.path().join("pytorch_model.bin");
+    let good = std::fs::read(golden("torch_legacy.bin")).expect("read");
+    // The dimensions of `rows`, [2, 6].
+    let place = b"K\x02K\x06\x86";
+    let at = good.windows(place.len()).position(|w| w == place);
+    let at = at.expect("the view of two rows");
+    let many = [b"(".to_vec(), b"K\x01".repeat(17), b"t".to_vec()].concat();
+    let bytes = [&good[..at], &many, &good[at + place.len()..]].concat();
+    std::fs::write(&path, bytes).expect("write");
+    let error = Reader::open(&path).err().expect("refused").to_string();
+    assert!(error.contains("at most 16 dimensions"), "{error}");
+}
+
+#[test]
 fn tensors_that_reach_beyond_their_storage_are_refused() {
     let dir = tempfile::tempdir().expect("folder");
     let path = dir.path().join("pytorch_model.bin");

@@ -119,7 +119,8 @@ pub(crate) fn model_shape(dir: &Path) -> Result<ModelShape, Refusal> {
     let config = read_config(dir)?;
     ModelShape::from_hf(&config).map_err(|error| {
         let (message, hint) = split_hint(&error.to_string());
-        (format!("{}: {message}", dir.display()), hint)
+        let path = dir.join("config.json");
+        (format!("{}: {message}", path.display()), hint)
     })
 }
 

@@ -100,12 +100,12 @@ pub enum PlanError {
     },
 }
 
-/// A `config.json` whose model is not one of ours.
+/// A `config.json` whose model is not one of ours; whoever read the file names it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
     /// A key is absent.
     #[error(
-        "config.json: {key}: missing\n  hint: the folder must hold a Hugging Face model of type {model_type}"
+        "{key}: missing\n  hint: the folder must hold a Hugging Face model of type {model_type}"
     )]
     Missing {
         /// The key.
@@ -115,7 +115,7 @@ pub enum ShapeError {
     },
     /// A key holds something else than a number, text or flag.
     #[error(
-        "config.json: {key}: must be {expected}, is {found}\n  hint: check that the folder's config.json is whole"
+        "{key}: must be {expected}, is {found}\n  hint: check that the folder's config.json is whole"
     )]
     Type {
         /// The key.
@@ -126,7 +126,7 @@ pub enum ShapeError {
         found: String,
     },
     /// A family that this program does not know.
-    #[error("config.json: model_type: {found} is unknown\n  hint: known model types: {known}")]
+    #[error("model_type: {found} is unknown\n  hint: known model types: {known}")]
     Family {
         /// What it is.
         found: String,
@@ -135,21 +135,21 @@ pub enum ShapeError {
     },
     /// No family is stated.
     #[error(
-        "config.json: model_type: missing\n  hint: the folder must hold a Hugging Face model of one of the types {known}"
+        "model_type: missing\n  hint: the folder must hold a Hugging Face model of one of the types {known}"
     )]
     NoFamily {
         /// The known ones.
         known: String,
     },
     /// A feature that this program does not compute.
-    #[error("config.json: {key}: {found} is not supported\n  hint: supported: {supported}")]
+    #[error("{key}: {found} is not supported\n  hint: supported: {supported}")]
     Unsupported {
         /// The key.
-        key: &'static str,
+        key: String,
         /// What it is.
         found: String,
         /// What it may be.
-        supported: &'static str,
+        supported: String,
     },
     /// Numbers that do not fit together.
     #[error("model shape: {what}\n  hint: {hint}")]

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::check::Excess;
 use crate::families::Sizes;
 use crate::nearest;
 use crate::reader::{Outcome, Range, Reader};
@@ -87,6 +88,7 @@ pub(crate) fn model_shape(
         width,
         heads,
     };
+    within_bounds(reader, sizes.excess())?;
     let usual = base.map_or_else(|| family.shape(&sizes), |base| base.resized(&sizes));
     let shape = ModelShape {
         kv_heads: reader
@@ -105,13 +107,21 @@ pub(crate) fn model_shape(
             .unwrap_or(usual.tie_embeddings),
         ..usual.clone()
     };
+    within_bounds(reader, shape.excess())?;
     check_shape(reader, &shape, vocab_size)?;
-    check_stored(reader, &shape, &usual)?;
+    check_stored(reader, &shape, &family.shape(&sizes))?;
     Ok(shape)
 }
 
+fn within_bounds(reader: &Reader<'_>, excess: Option<Excess>) -> Outcome<()> {
+    excess.map_or(Ok(()), |Excess { name, found, most }| {
+        let message = format!("must be at most {most}, is {found}");
+        Err(reader.problem(&format!("model.{name}"), message, Excess::HINT))
+    })
+}
+
 /// A checkpoint's config.json must say the whole shape: GPT-1's has no word for the MLP's width, OPT's none for
-/// the norms' epsilon.
+/// the norms' epsilon. `usual` is the family's own shape of this size.
 fn check_stored(reader: &Reader<'_>, shape: &ModelShape, usual: &ModelShape) -> Outcome<()> {
     let stored = Value::Object(shape.to_hf());
     if ModelShape::from_hf(&stored).as_ref() == Ok(shape) {
@@ -133,7 +143,8 @@ fn check_stored(reader: &Reader<'_>, shape: &ModelShape, usual: &ModelShape) -> 
 fn positions(reader: &Reader<'_>, usual: &ModelShape) -> Outcome<Positions> {
     let mut choices = vec![(usual.positions.word(), usual.positions)];
     match usual.positions {
-        Positions::Learned { .. } => choices.push(("sinusoidal", Positions::Sinusoidal)),
+        // A stored table has no rows for unused positions (OPT's) where it is computed.
+        Positions::Learned { unused: 0 } => choices.push(("sinusoidal", Positions::Sinusoidal)),
         Positions::Rotary(_) if usual.family == Family::Falcon => {
             choices.push(("alibi", Positions::Alibi));
         }
@@ -213,13 +224,13 @@ fn check_shape(reader: &Reader<'_>, shape: &ModelShape, vocab_size: usize) -> Ou
     match shape.rotary() {
         Some(rotary) if !rotary.width.is_multiple_of(2) => {
             let message = format!(
-                "must leave an even number of a head's {head_dim} numbers to be turned, {heads} leaves {}",
+                "must leave an even number of a head's {head_dim} numbers to be rotated, {heads} leaves {}",
                 rotary.width
             );
             wrong(
                 "model.heads",
                 message,
-                "rotary positions turn pairs of numbers",
+                "rotary positions rotate pairs of numbers",
             )
         }
         _ => Ok(()),

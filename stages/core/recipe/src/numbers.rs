@@ -321,8 +321,8 @@ fn number(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// Digits in groups of three.
-fn grouped(count: u64) -> String {
+/// `1234567` as `1,234,567`.
+pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -343,4 +343,21 @@ fn bytes(count: u64) -> String {
         unit += 1;
     }
     format!("{value:.1} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digits_are_grouped_by_three() {
+        for (number, text) in [
+            (7, "7"),
+            (999, "999"),
+            (1000, "1,000"),
+            (12_345_678, "12,345,678"),
+        ] {
+            assert_eq!(grouped(number), text);
+        }
+    }
 }

@@ -74,7 +74,7 @@ pub enum Positions {
     /// Sines and cosines of falling frequency, added to the embedding (Vaswani et al. 2017,
     /// section 3.5); nothing is stored.
     Sinusoidal,
-    /// Queries and keys turned by angles that grow with the position (Su et al. 2021).
+    /// Queries and keys rotated by angles that grow with the position (Su et al. 2021).
     Rotary(Rotary),
     /// Attention falls off linearly with the distance, at another rate in each head (Press et al.
     /// 2022); computed as Falcon does, where the slopes are rounded to bf16 and scaled as the products are.
@@ -96,7 +96,7 @@ impl Positions {
 /// Rotary positions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rotary {
-    /// Numbers of a head that are turned, from the first on; even.
+    /// Numbers of a head that are rotated, from the first on; even.
     pub width: usize,
     /// Pairs are neighbours (GLM), not halves (Llama).
     pub interleaved: bool,
@@ -253,7 +253,7 @@ pub struct ModelShape {
     pub norm: NormKind,
     /// Epsilon of the norms.
     pub norm_eps: f64,
-    /// Norms of each head's queries and keys, before they are turned (Qwen3).
+    /// Norms of each head's queries and keys, before they are rotated (Qwen3).
     pub qk_norm: bool,
     /// How attention and MLP follow each other.
     pub order: BlockOrder,

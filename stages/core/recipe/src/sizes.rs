@@ -59,7 +59,10 @@ const SIZES: &[NamedShape] = &[
     ("llama-7b", || llama1(32, (4096, 11008), 32)),
     ("llama-13b", || llama1(40, (5120, 13824), 40)),
     ("llama-33b", || llama1(60, (6656, 17920), 52)),
-    ("llama-65b", || llama1(80, (8192, 22016), 64)),
+    ("llama-65b", || ModelShape {
+        norm_eps: 1e-5,
+        ..llama1(80, (8192, 22016), 64)
+    }),
     // Touvron et al. 2023 (Llama 2), table 1.
     ("llama2-7b", || {
         llama((32000, 4096), 32, (4096, 11008), (32, 32))
@@ -121,7 +124,9 @@ const SIZES: &[NamedShape] = &[
     // Zeng et al. 2024, and the published folders.
     ("chatglm2-6b", || glm((65024, 32768), 28, 1e-5)),
     ("chatglm3-6b", || glm((65024, 8192), 28, 1e-5)),
-    ("glm4-9b", || glm((151_552, 131_072), 40, 1.5625e-7)),
+    ("glm4-9b", || {
+        with_theta(5e6, glm((151_552, 131_072), 40, 1.5625e-7))
+    }),
 ];
 
 fn sized(

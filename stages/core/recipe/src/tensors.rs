@@ -89,7 +89,11 @@ pub fn tensors(shape: &ModelShape, head: Head) -> Vec<TensorSpec> {
     match head {
         Head::Scalar => {
             let std = 1.0 / (narrow as f64 + 1.0).sqrt();
-            list.push("score", "weight", &[1, narrow], Init::Normal(std));
+            list.list.push(TensorSpec {
+                name: SCALAR_HEAD.to_owned(),
+                dims: vec![1, narrow as i64],
+                init: Init::Normal(std),
+            });
         }
         Head::Token if !shape.tie_embeddings => list.table(names.head, vocab),
         Head::Token => {}

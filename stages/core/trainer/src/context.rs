@@ -77,22 +77,23 @@ impl StageContext {
     /// The tokenizer in the source's folder.
     ///
     /// # Errors
-    /// A tokenizer that is missing or malformed.
+    /// A tokenizer that is missing or malformed, or has no EOS token.
     pub fn load_tokenizer(&self, source: &Source) -> Result<Tokenizer, TrainerError> {
-        Ok(Tokenizer::load(&self.path(source))?)
+        let tokenizer = Tokenizer::load(&self.path(source))?;
+        tokenizer.require_eos()?;
+        Ok(tokenizer)
     }
 
     /// The model in the source's folder, on the stage's device in its storage format, and its
     /// tokenizer.
     ///
     /// # Errors
-    /// A model or tokenizer that is missing, malformed or damaged, or that do not belong together.
+    /// A model or tokenizer that is missing, malformed or damaged, or that do not belong together; a
+    /// tokenizer without an EOS token.
     pub fn load_checkpoint(&self, source: &Source) -> Result<Checkpoint, TrainerError> {
-        Ok(Checkpoint::load(
-            &self.path(source),
-            self.device,
-            self.kind,
-        )?)
+        let checkpoint = Checkpoint::load(&self.path(source), self.device, self.kind)?;
+        checkpoint.tokenizer.require_eos()?;
+        Ok(checkpoint)
     }
 
     /// `model`, whose weights are those of `source`, with new adapters where the plan has some. `purpose` is

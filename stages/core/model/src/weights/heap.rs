@@ -1,6 +1,12 @@
 //! What a pickle of weights is made of.
 
+use std::rc::Rc;
+
 use safetensors::Dtype;
+
+/// Most dimensions of a tensor. A few bytes name a list again and again: without a bound each would
+/// cost its whole length.
+pub(super) const MAX_DIMS: usize = 16;
 
 /// An object of a pickle; parts of it are elsewhere in the [`Heap`].
 #[derive(Debug, Clone, PartialEq)]
@@ -9,7 +15,8 @@ pub(super) enum Object {
     Bool(bool),
     Int(i64),
     Float(f64),
-    Text(String),
+    // Shared: a few bytes of a pickle name the same text as often as they like.
+    Text(Rc<str>),
     Bytes(Vec<u8>),
     Tuple(Vec<Id>),
     List(Vec<Id>),
@@ -34,7 +41,7 @@ pub(super) enum Global {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Storage {
     pub(super) dtype: Dtype,
-    pub(super) key: String,
+    pub(super) key: Rc<str>,
     pub(super) numel: i64,
 }
 
@@ -87,9 +94,10 @@ impl Heap {
         }
     }
 
+    /// The numbers of a list of at most [`MAX_DIMS`].
     pub(super) fn ints(&self, id: Id) -> Option<Vec<i64>> {
         match &self[id] {
-            Object::Tuple(items) | Object::List(items) => {
+            Object::Tuple(items) | Object::List(items) if items.len() <= MAX_DIMS => {
                 items.iter().map(|item| self.int(*item)).collect()
             }
             _ => None,

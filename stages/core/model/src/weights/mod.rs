@@ -138,11 +138,13 @@ impl Reader {
             .collect()
     }
 
-    /// The type that most of the file's bytes are of, where it is one of floats.
-    pub fn main_kind(&self) -> Option<Kind> {
-        let elements = |entry: &&Entry| entry.dims.iter().product::<i64>();
-        let largest = self.entries.values().max_by_key(elements)?;
-        largest.element.kind().filter(|kind| is_float(*kind))
+    /// The types of its tensors of floats, by name.
+    pub(crate) fn float_kinds(&self) -> BTreeMap<&str, Kind> {
+        let all = self.entries.iter().filter_map(|(name, entry)| {
+            let kind = entry.element.kind().filter(|kind| is_float(*kind))?;
+            Some((&**name, kind))
+        });
+        all.collect()
     }
 
     /// The type that a tensor is stored in.
@@ -150,8 +152,18 @@ impl Reader {
     /// # Errors
     /// When it is not there, or libtorch has no such type.
     pub fn kind(&self, name: &str) -> Result<Kind, ModelError> {
+        self.kind_if(name, |_| true)
+    }
+
+    /// As [`Reader::kind`], and an error for a type that weights cannot have.
+    pub(crate) fn float_kind(&self, name: &str) -> Result<Kind, ModelError> {
+        self.kind_if(name, is_float)
+    }
+
+    fn kind_if(&self, name: &str, allowed: fn(Kind) -> bool) -> Result<Kind, ModelError> {
         let entry = self.entry(name)?;
-        entry.element.kind().ok_or_else(|| ModelError::TensorType {
+        let kind = entry.element.kind().filter(|kind| allowed(*kind));
+        kind.ok_or_else(|| ModelError::TensorType {
             path: self.path.clone(),
             name: name.to_owned(),
             found: entry.element.name(),
@@ -226,8 +238,21 @@ const KINDS: [(Dtype, Kind); 9] = [
     (Dtype::BOOL, Kind::Bool),
 ];
 
+/// The narrowest type that holds the numbers of two types of floats without rounding any.
+pub(crate) fn wider(one: Kind, other: Kind) -> Kind {
+    if one == other {
+        return one;
+    }
+    // Neither of f16 and bf16 holds the other.
+    if [one, other].contains(&Kind::Double) {
+        Kind::Double
+    } else {
+        Kind::Float
+    }
+}
+
 /// Whether weights can be of this type.
-pub(crate) fn is_float(kind: Kind) -> bool {
+fn is_float(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Double | Kind::Float | Kind::Half | Kind::BFloat16

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use safetensors::Dtype;
 
-use super::heap::{Global, Heap, Id, Object, Storage, TensorRef};
+use super::heap::{Global, Heap, Id, MAX_DIMS, Object, Storage, TensorRef};
 
 /// Why a pickle is not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,7 +188,8 @@ impl Machine<'_> {
             Object::Bytes(chars)
         } else {
             let text = String::from_utf8(chars);
-            Object::Text(text.map_err(|_| malformed("a text that is not UTF-8"))?)
+            let text = text.map_err(|_| malformed("a text that is not UTF-8"))?;
+            Object::Text(text.into())
         };
         self.push(object);
         Ok(())
@@ -267,13 +268,13 @@ impl Machine<'_> {
         let &[tag, dtype, key, _location, numel, ..] = &parts[..] else {
             return Err(wrong());
         };
-        match (&self.heap[dtype], self.heap.text(key), self.heap.int(numel)) {
-            (Object::Global(Global::Storage(dtype)), Some(key), Some(numel))
+        match (&self.heap[dtype], &self.heap[key], self.heap.int(numel)) {
+            (Object::Global(Global::Storage(dtype)), Object::Text(key), Some(numel))
                 if self.heap.text(tag) == Some("storage") =>
             {
                 Ok(Storage {
                     dtype: *dtype,
-                    key: key.to_owned(),
+                    key: key.clone(),
                     numel,
                 })
             }
@@ -283,7 +284,11 @@ impl Machine<'_> {
 
     /// What a call would make; nothing is called.
     fn rebuild(&self, callee: Id, arguments: Id) -> Result<Object, Refusal> {
-        let wrong = || malformed("arguments that make no tensor");
+        let wrong = || {
+            malformed(format!(
+                "arguments that make no tensor of at most {MAX_DIMS} dimensions"
+            ))
+        };
         let (Object::Global(callee), Object::Tuple(arguments)) =
             (&self.heap[callee], &self.heap[arguments])
         else {
@@ -332,7 +337,7 @@ fn dtype_of(storage: &str) -> Option<Dtype> {
     })
 }
 
-fn malformed(reason: impl Into<String>) -> Refusal {
+pub(super) fn malformed(reason: impl Into<String>) -> Refusal {
     Refusal::Malformed(reason.into())
 }
 

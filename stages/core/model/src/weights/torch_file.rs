@@ -9,7 +9,7 @@ use std::io::Cursor;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::heap::{Heap, Id, Object, TensorRef};
-use super::pickle::{self, Refusal};
+use super::pickle::{self, Refusal, malformed};
 use super::{Element, Entry, kind_of};
 
 /// The number that old files begin with, 0x1950a86a20f9469cfc6c.
@@ -141,7 +141,7 @@ fn entry(name: &str, tensor: &TensorRef, storages: &Storages) -> Result<Entry, R
             "`{name}` reaches beyond the numbers that are stored"
         ))
     };
-    let (start, size) = *storages.get(&storage.key).ok_or_else(beyond)?;
+    let (start, size) = *storages.get(&*storage.key).ok_or_else(beyond)?;
     let element = storage.dtype.bitsize() / 8;
     let offset = usize::try_from(tensor.offset)
         .ok()
@@ -160,8 +160,4 @@ fn entry(name: &str, tensor: &TensorRef, storages: &Storages) -> Result<Entry, R
         None => Ok(entry),
         _ => Err(beyond()),
     }
-}
-
-fn malformed(reason: impl Into<String>) -> Refusal {
-    Refusal::Malformed(reason.into())
 }

@@ -1,19 +1,19 @@
-//! Folders of `model_type: chatglm` (`ChatGLM2`-6B and `ChatGLM3`-6B): read as GLM, whose parts they have, and
+//! Folders of `model_type: chatglm` (`ChatGLM2`, `ChatGLM3`, GLM-4): read as GLM, whose parts they have, and
 //! written out as `glm`. Their names and configuration are from the modelling code beside the weights.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Sizes;
-use super::config::Config;
+use super::config::{Config, unsupported};
 use crate::error::ShapeError;
-use crate::shape::{Biases, Family, ModelShape, Positions, Rotary};
+use crate::shape::{Biases, Family, ModelShape, Positions, RopeScaling, Rotary};
 
 /// `model_type` in `config.json`.
 pub(super) const MODEL_TYPE: &str = "chatglm";
 
-/// Where a stored tensor goes: a name of the model, and which of the stored rows.
+/// Where rows of a stored tensor go: a name of the model, and which of the stored rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Part {
+pub struct Target {
     /// The name, as in [`crate::tensors::tensors`].
     pub name: String,
     /// First row and number of rows; `None`: the whole tensor.
@@ -34,28 +34,30 @@ pub(super) fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
         layers: config.count("num_layers")?,
         width: config.count("hidden_size")?,
         heads: config.count("num_attention_heads")?,
-    };
-    let kv_heads = if config.flag("multi_query_attention", false)? {
-        config.count("multi_query_group_num")?
-    } else {
-        sizes.heads
-    };
+    }
+    .checked()?;
+    if !config.flag("multi_query_attention", false)? {
+        // Query, key and value would lie head by head in their common tensor.
+        return Err(unsupported("multi_query_attention", &json!(false), "true"));
+    }
     let head_dim = match config.count_opt("kv_channels")? {
         Some(head_dim) => head_dim,
         None => sizes.width / sizes.heads,
     };
     let usual = Family::Glm.shape(&sizes);
     let positions = match usual.positions {
-        Positions::Rotary(rotary) => Positions::Rotary(Rotary {
-            width: head_dim / 2,
-            theta: ModelShape::DEFAULT_ROPE_THETA * config.number("rope_ratio", 1.0)?,
-            ..rotary
-        }),
+        Positions::Rotary(rotary) => Positions::Rotary(lengthened(
+            config,
+            Rotary {
+                width: head_dim / 2,
+                ..rotary
+            },
+        )?),
         other => other,
     };
     let qkv = config.flag("add_qkv_bias", false)?;
     Ok(ModelShape {
-        kv_heads,
+        kv_heads: config.count("multi_query_group_num")?,
         head_dim,
         mlp_width: config.count("ffn_hidden_size")?,
         norm_eps: config.number("layernorm_epsilon", 1e-5)?,
@@ -69,10 +71,31 @@ pub(super) fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
     })
 }
 
+/// `rope_ratio`, by which a model was lengthened: `ChatGLM2`'s program divides positions by it, those of
+/// `ChatGLM3` and GLM-4 multiply the base. Their configs differ in nothing but the name.
+fn lengthened(config: &Config<'_>, rotary: Rotary) -> Result<Rotary, ShapeError> {
+    let ratio = config.number("rope_ratio", 1.0)?;
+    if ratio.to_bits() == 1_f64.to_bits() {
+        return Ok(rotary);
+    }
+    let name = config.get("_name_or_path").and_then(Value::as_str);
+    let name = name.unwrap_or_default().to_lowercase();
+    if name.contains("chatglm2") {
+        let scaling = RopeScaling::Linear { factor: ratio };
+        return Ok(Rotary { scaling, ..rotary });
+    }
+    if name.contains("chatglm3") || name.contains("glm-4") {
+        let theta = rotary.theta * ratio;
+        return Ok(Rotary { theta, ..rotary });
+    }
+    let words = "1, and others where _name_or_path holds chatglm2, chatglm3 or glm-4";
+    Err(unsupported("rope_ratio", &json!(ratio), words))
+}
+
 /// Where a stored tensor goes: query, key and value are one tensor in these folders; `None` for a name
-/// that they do not have, no part for a constant.
-pub(super) fn parts(stored: &str, shape: &ModelShape) -> Option<Vec<Part>> {
-    let whole = |name: String| vec![Part { name, rows: None }];
+/// that they do not have, nowhere for a constant.
+pub(super) fn targets(stored: &str, shape: &ModelShape) -> Option<Vec<Target>> {
+    let whole = |name: String| vec![Target { name, rows: None }];
     match stored {
         "transformer.embedding.word_embeddings.weight" => {
             return Some(whole("model.embed_tokens.weight".to_owned()));
@@ -95,11 +118,11 @@ pub(super) fn parts(stored: &str, shape: &ModelShape) -> Option<Vec<Part>> {
             ("k_proj", queries, keys),
             ("v_proj", queries + keys, keys),
         ];
-        let part = |(matrix, start, len)| Part {
+        let target = |(matrix, start, len)| Target {
             name: name(&format!("self_attn.{matrix}.{end}")),
             rows: Some((start, len)),
         };
-        return Some(rows.map(part).to_vec());
+        return Some(rows.map(target).to_vec());
     }
     let renamed = match part {
         "self_attention.dense.weight" => "self_attn.o_proj.weight",

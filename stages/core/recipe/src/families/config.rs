@@ -9,6 +9,9 @@ use crate::shape::{Activation, LocalAttention, ModelShape, Positions};
 /// the table is stored as if it had been learned, so that other programs need not know it.
 pub(super) const SINUSOIDAL: (&str, &str) = ("position_embedding_type", "sinusoidal");
 
+/// The sliding window that transformers takes where Mistral's or Qwen's config has no word for one.
+pub(super) const USUAL_WINDOW: usize = 4096;
+
 /// A `config.json` and the model type that it states.
 pub(super) struct Config<'a> {
     value: &'a Value,
@@ -38,6 +41,18 @@ impl<'a> Config<'a> {
 
     pub(super) fn count(&self, key: &'static str) -> Result<usize, ShapeError> {
         self.count_opt(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// The count at `key`, `usual` where it is absent; none where it is `null`.
+    pub(super) fn count_or_null(
+        &self,
+        key: &'static str,
+        usual: usize,
+    ) -> Result<Option<usize>, ShapeError> {
+        match self.value.get(key) {
+            None => Ok(Some(usual)),
+            Some(_) => self.count_opt(key),
+        }
     }
 
     pub(super) fn missing(&self, key: &'static str) -> ShapeError {
@@ -102,14 +117,15 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// Learned positions, or the sinusoidal ones of [`SINUSOIDAL`].
+    /// Learned positions, or the sinusoidal ones of [`SINUSOIDAL`] in families without unused rows.
     pub(super) fn added_positions(&self, unused: usize) -> Result<Positions, ShapeError> {
         let (key, word) = SINUSOIDAL;
-        self.only(
-            key,
-            &[json!(word), json!("absolute")],
-            "sinusoidal, absolute",
-        )?;
+        let learned = json!("absolute");
+        if unused > 0 {
+            self.only(key, &[learned], "absolute")?;
+        } else {
+            self.only(key, &[json!(word), learned], "sinusoidal, absolute")?;
+        }
         if self.get(key).is_some_and(|value| value == word) {
             return Ok(Positions::Sinusoidal);
         }
@@ -134,7 +150,7 @@ impl<'a> Config<'a> {
         &self,
         layers: usize,
     ) -> Result<Option<LocalAttention>, ShapeError> {
-        let window = self.count_opt("sliding_window")?;
+        let window = self.count_or_null("sliding_window", USUAL_WINDOW)?;
         let (Some(window), true) = (window, self.flag("use_sliding_window", false)?) else {
             return Ok(None);
         };
@@ -188,12 +204,15 @@ pub(super) fn activation_name(activation: Activation) -> &'static str {
     }
 }
 
-pub(super) fn unsupported(key: &'static str, value: &Value, supported: &'static str) -> ShapeError {
-    let found = value.to_string();
+pub(super) fn unsupported(
+    key: impl Into<String>,
+    value: &Value,
+    supported: impl Into<String>,
+) -> ShapeError {
     ShapeError::Unsupported {
-        key,
-        found,
-        supported,
+        key: key.into(),
+        found: value.to_string(),
+        supported: supported.into(),
     }
 }
 

@@ -39,7 +39,8 @@ fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
         layers: config.count("num_hidden_layers")?,
         width: config.count("hidden_size")?,
         heads: config.count("num_attention_heads")?,
-    };
+    }
+    .checked()?;
     let positions = if config.flag("alibi", false)? {
         Positions::Alibi
     } else {

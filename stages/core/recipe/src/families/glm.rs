@@ -1,5 +1,5 @@
 //! GLM-4 (Zeng et al. 2024), the open lineage of `ChatGLM`: grouped-query attention, the first half of
-//! each head turned in neighbouring pairs, gate and up in one matrix.
+//! each head rotated in neighbouring pairs, gate and up in one matrix.
 
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ pub(super) const DEFINITION: Definition = Definition {
 };
 
 const KEYS: rope::Keys = rope::Keys {
-    usual_share: 0.5,
+    share: Some(("partial_rotary_factor", 0.5)),
     ..rope::Keys::USUAL
 };
 
@@ -45,17 +45,18 @@ fn shape(sizes: &Sizes) -> ModelShape {
 }
 
 fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
-    let shape = llama::read_common(config, Family::Glm)?;
-    let Positions::Rotary(rotary) = rope::read(config, &KEYS, shape.head_dim, shape.max_positions)?
-    else {
-        unreachable!("rope::read gives rotary positions")
-    };
-    let qkv = config.flag("attention_bias", true)?;
-    Ok(ModelShape {
-        positions: Positions::Rotary(Rotary {
+    let shape = llama::read_common(config, Family::Glm, &KEYS)?;
+    let positions = match shape.positions {
+        Positions::Rotary(rotary) => Positions::Rotary(Rotary {
             interleaved: true,
             ..rotary
         }),
+        other => other,
+    };
+    let qkv = config.flag("attention_bias", true)?;
+    Ok(ModelShape {
+        norm_eps: config.number("rms_norm_eps", 1.5625e-7)?,
+        positions,
         biases: Biases {
             qkv,
             ..Biases::NONE

@@ -34,7 +34,8 @@ fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
         layers: config.count("n_layer")?,
         width: config.count("n_embd")?,
         heads: config.count("n_head")?,
-    };
+    }
+    .checked()?;
     let activation = match config.activation("afn", Activation::GeluTanh)? {
         // In this family the word "gelu" means the tanh approximation.
         Activation::Gelu => Activation::GeluTanh,

@@ -37,7 +37,8 @@ fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
         layers: config.count("n_layer")?,
         width: config.count("n_embd")?,
         heads: config.count("n_head")?,
-    };
+    }
+    .checked()?;
     Ok(ModelShape {
         mlp_width: config.count_opt("n_inner")?.unwrap_or(4 * sizes.width),
         norm_eps: config.number("layer_norm_epsilon", 1e-5)?,

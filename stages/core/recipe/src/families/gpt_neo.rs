@@ -49,7 +49,8 @@ fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
         layers: config.count("num_layers")?,
         width: config.count("hidden_size")?,
         heads: config.count("num_heads")?,
-    };
+    }
+    .checked()?;
     let window = config.count_opt("window_size")?.unwrap_or(USUAL_WINDOW);
     let layers = local_layers(config, sizes.layers)?;
     Ok(ModelShape {

@@ -1,5 +1,5 @@
 //! GPT-NeoX and Pythia (Black et al. 2022; Biderman et al. 2023): attention and MLP in parallel, a
-//! quarter of each head turned.
+//! quarter of each head rotated.
 
 use serde_json::{Value, json};
 
@@ -23,8 +23,7 @@ pub(super) const DEFINITION: Definition = Definition {
 
 const KEYS: rope::Keys = rope::Keys {
     theta: "rotary_emb_base",
-    share: "rotary_pct",
-    usual_share: 0.25,
+    share: Some(("rotary_pct", 0.25)),
 };
 
 fn shape(sizes: &Sizes) -> ModelShape {
@@ -45,7 +44,8 @@ fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
         layers: config.count("num_hidden_layers")?,
         width: config.count("hidden_size")?,
         heads: config.count("num_attention_heads")?,
-    };
+    }
+    .checked()?;
     let parallel = config.flag("use_parallel_residual", true)?;
     let attention = config.flag("attention_bias", true)?;
     Ok(ModelShape {

@@ -34,7 +34,7 @@ fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
             output: attention,
             mlp,
         },
-        ..read_common(config, Family::Llama)?
+        ..read_common(config, Family::Llama, &rope::Keys::USUAL)?
     })
 }
 
@@ -46,14 +46,19 @@ fn write(shape: &ModelShape) -> Value {
 }
 
 /// What all of the Llama lineage states.
-pub(super) fn read_common(config: &Config<'_>, family: Family) -> Result<ModelShape, ShapeError> {
+pub(super) fn read_common(
+    config: &Config<'_>,
+    family: Family,
+    keys: &rope::Keys,
+) -> Result<ModelShape, ShapeError> {
     let sizes = Sizes {
         vocab_size: config.count("vocab_size")?,
         max_positions: config.count("max_position_embeddings")?,
         layers: config.count("num_hidden_layers")?,
         width: config.count("hidden_size")?,
         heads: config.count("num_attention_heads")?,
-    };
+    }
+    .checked()?;
     let head_dim = config.head_dim(sizes.width, sizes.heads)?;
     Ok(ModelShape {
         kv_heads: config
@@ -62,7 +67,7 @@ pub(super) fn read_common(config: &Config<'_>, family: Family) -> Result<ModelSh
         head_dim,
         mlp_width: config.count("intermediate_size")?,
         norm_eps: config.number("rms_norm_eps", 1e-6)?,
-        positions: rope::read(config, &rope::Keys::USUAL, head_dim, sizes.max_positions)?,
+        positions: rope::read(config, keys, head_dim, sizes.max_positions)?,
         activation: config.activation("hidden_act", Activation::Silu)?,
         tie_embeddings: config.flag("tie_word_embeddings", false)?,
         ..family.shape(&sizes)

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::Definition;
-use super::config::Config;
+use super::config::{Config, USUAL_WINDOW};
 use super::names::Names;
-use super::{Sizes, llama, llama_like};
+use super::{Sizes, llama, llama_like, rope};
 use crate::error::ShapeError;
 use crate::shape::{Family, LocalAttention, ModelShape};
 
@@ -27,8 +27,8 @@ fn shape(sizes: &Sizes) -> ModelShape {
 
 fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
     config.absent("layer_types")?;
-    let shape = llama::read_common(config, Family::Mistral)?;
-    let window = config.count_opt("sliding_window")?;
+    let shape = llama::read_common(config, Family::Mistral, &rope::Keys::USUAL)?;
+    let window = config.count_or_null("sliding_window", USUAL_WINDOW)?;
     let layers = (0..shape.layers).collect();
     Ok(ModelShape {
         local: window.map(|window| LocalAttention { window, layers }),

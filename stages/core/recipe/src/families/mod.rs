@@ -27,7 +27,7 @@ mod qwen2;
 mod qwen3;
 pub(crate) mod rope;
 
-pub use chatglm::Part;
+pub use chatglm::Target;
 use config::Config;
 pub use names::{MlpNames, Names, QkvNames};
 
@@ -46,6 +46,16 @@ pub struct Sizes {
     pub width: usize,
     /// Query heads.
     pub heads: usize,
+}
+
+impl Sizes {
+    /// These sizes, where each is one that a model can have: a family's parts are then made of them.
+    ///
+    /// # Errors
+    /// [`ShapeError::Inconsistent`] for a size beyond its bound.
+    pub(crate) fn checked(self) -> Result<Self, ShapeError> {
+        self.excess().map_or(Ok(self), |excess| Err(excess.into()))
+    }
 }
 
 /// Reads a `config.json`.
@@ -167,13 +177,13 @@ impl ModelShape {
     }
 
     /// Where a tensor goes that a folder with this `config.json` stores, in folders whose names are not those
-    /// of [`Self::names`]: `None` for a name that such a folder does not have, no part for a constant.
-    pub fn imported(&self, config: &Value, stored: &str) -> Option<Vec<Part>> {
+    /// of [`Self::names`]: `None` for a name that such a folder does not have, nowhere for a constant.
+    pub fn imported(&self, config: &Value, stored: &str) -> Option<Vec<Target>> {
         if config["model_type"] == chatglm::MODEL_TYPE {
-            return chatglm::parts(stored, self);
+            return chatglm::targets(stored, self);
         }
         let name = stored.to_owned();
-        Some(vec![Part { name, rows: None }])
+        Some(vec![Target { name, rows: None }])
     }
 
     /// The keys of `config.json` that say this shape, `model_type` included; heads, token ids and
@@ -193,7 +203,8 @@ impl ModelShape {
         }
     }
 
-    /// This model with other sizes: the same parts, and heads, windows and turned shares in proportion.
+    /// This model with other sizes: the same parts; the widths of MLP, embedding and what is rotated of a
+    /// head, and the groups of key heads, in proportion; the pattern of local layers repeated.
     #[must_use]
     pub fn resized(&self, sizes: &Sizes) -> Self {
         let &Sizes {
@@ -218,18 +229,34 @@ impl ModelShape {
                 .filter(|layer| local.layers.contains(&(layer % self.layers)))
                 .collect(),
         });
-        let narrow = self.embedding_width != self.width;
+        let in_proportion = |part: usize| (part * width).div_ceil(self.width);
         Self {
             vocab_size,
             max_positions,
             layers,
             width,
-            embedding_width: if narrow { self.embedding_width } else { width },
+            embedding_width: in_proportion(self.embedding_width),
             heads,
+            kv_heads: self.kv_heads_of(heads),
             head_dim,
+            mlp_width: in_proportion(self.mlp_width),
             positions,
             local,
             ..self.clone()
+        }
+    }
+
+    /// Key heads beside `heads` query heads: as many where this model has as many, one where it has one,
+    /// else in proportion, down to a divisor.
+    fn kv_heads_of(&self, heads: usize) -> usize {
+        match self.kv_heads {
+            same if same == self.heads => heads,
+            1 => 1,
+            groups => {
+                let most = heads * groups / self.heads;
+                let divides = |kv_heads: &usize| heads.is_multiple_of(*kv_heads);
+                (1..=most).rev().find(divides).unwrap_or(1)
+            }
         }
     }
 
@@ -289,7 +316,7 @@ fn llama_like(family: Family, sizes: &Sizes) -> ModelShape {
     }
 }
 
-/// Plain rotary positions that turn `width` numbers of a head, as halves.
+/// Plain rotary positions that rotate `width` numbers of a head, as halves.
 fn rotary(width: usize) -> Positions {
     Positions::Rotary(Rotary {
         width,

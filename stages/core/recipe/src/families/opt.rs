@@ -41,7 +41,8 @@ fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
         layers: config.count("num_hidden_layers")?,
         width: config.count("hidden_size")?,
         heads: config.count("num_attention_heads")?,
-    };
+    }
+    .checked()?;
     let before = config.flag("do_layer_norm_before", true)?;
     let biases = config.flag("enable_bias", true)?;
     Ok(ModelShape {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::config::{Config, write_sliding_window};
 use super::names::Names;
-use super::{Definition, Sizes, llama, llama_like};
+use super::{Definition, Sizes, llama, llama_like, rope};
 use crate::error::ShapeError;
 use crate::shape::{Biases, Family, ModelShape};
 
@@ -28,7 +28,7 @@ fn shape(sizes: &Sizes) -> ModelShape {
 }
 
 fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
-    let shape = llama::read_common(config, Family::Qwen3)?;
+    let shape = llama::read_common(config, Family::Qwen3, &rope::Keys::USUAL)?;
     let attention = config.flag("attention_bias", false)?;
     Ok(ModelShape {
         local: config.sliding_window(shape.layers)?,

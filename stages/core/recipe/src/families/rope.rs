@@ -10,16 +10,14 @@ use crate::shape::{ModelShape, Positions, RopeScaling, Rotary, Yarn};
 /// Where a family states the base and the share of a head outside the tables.
 pub(super) struct Keys {
     pub(super) theta: &'static str,
-    pub(super) share: &'static str,
-    /// The share where nothing states it.
-    pub(super) usual_share: f64,
+    /// The key, and the share where nothing states it; `None` in families that rotate whole heads.
+    pub(super) share: Option<(&'static str, f64)>,
 }
 
 impl Keys {
     pub(super) const USUAL: Self = Self {
         theta: "rope_theta",
-        share: "partial_rotary_factor",
-        usual_share: 1.0,
+        share: None,
     };
 }
 
@@ -51,23 +49,36 @@ pub(super) fn read(
         .into_iter()
         .filter_map(|key| config.get(key).map(|table| (key, table)))
         .collect();
+    let (share_key, usual_share) = keys.share.unwrap_or((SHARE, 1.0));
+    let original = config.count_opt(ORIGINAL)?;
     let mut thetas = numbers(config, keys.theta)?;
-    let mut shares = numbers(config, keys.share)?;
+    let mut shares = numbers(config, share_key)?;
     let mut scalings = Vec::new();
     for (key, table) in &tables {
         let Some(map) = table.as_object() else {
             return Err(wrong_type(key, "an object", table));
         };
-        if map.keys().any(|name| !KNOWN.contains(&name.as_str())) {
-            return Err(unsupported(key, table, SUPPORTED));
+        let unknown = |(name, _): &(&String, &Value)| !KNOWN.contains(&name.as_str());
+        if let Some((name, value)) = map.iter().find(unknown) {
+            return Err(unsupported(
+                format!("{key}.{name}"),
+                value,
+                KNOWN.join(", "),
+            ));
         }
         let nested = Config::new(table, config.model_type);
         thetas.extend(numbers(&nested, "rope_theta")?);
-        shares.extend(numbers(&nested, "partial_rotary_factor")?);
-        scalings.push(scaling(&nested, key, table, max_positions)?);
+        shares.extend(numbers(&nested, SHARE)?);
+        // As in transformers: the key outside the table wins.
+        let original = original.or(nested.count_opt(ORIGINAL)?);
+        let original = original.unwrap_or(max_positions);
+        scalings.push(scaling(&nested, key, table, (original, max_positions))?);
     }
     let theta = agreed(keys.theta, &thetas)?.unwrap_or(ModelShape::DEFAULT_ROPE_THETA);
-    let share = agreed(keys.share, &shares)?.unwrap_or(keys.usual_share);
+    let share = agreed(share_key, &shares)?.unwrap_or(usual_share);
+    if keys.share.is_none() && share.to_bits() != 1_f64.to_bits() {
+        return Err(unsupported(SHARE, &json!(share), "1 in this family"));
+    }
     if scalings.windows(2).any(|pair| pair[0] != pair[1]) {
         return Err(ShapeError::Inconsistent {
             what: "rope_scaling and rope_parameters differ".to_owned(),
@@ -82,6 +93,10 @@ pub(super) fn read(
     }))
 }
 
+/// The key of a head's share in a table.
+const SHARE: &str = "partial_rotary_factor";
+/// The key of the positions trained on.
+const ORIGINAL: &str = "original_max_position_embeddings";
 const SUPPORTED: &str = "rope_type default, linear, dynamic, yarn, llama3";
 
 fn numbers(config: &Config<'_>, key: &'static str) -> Result<Vec<f64>, ShapeError> {
@@ -106,10 +121,9 @@ fn scaling(
     table: &Config<'_>,
     key: &'static str,
     value: &Value,
-    max_positions: usize,
+    (original, max_positions): (usize, usize),
 ) -> Result<RopeScaling, ShapeError> {
     let required = |key: &'static str| table.number_opt(key)?.ok_or_else(|| table.missing(key));
-    let original = table.count_opt("original_max_position_embeddings")?;
     let kind = table.get("rope_type").or_else(|| table.get("type"));
     match kind.map_or(Some("default"), Value::as_str) {
         Some("default") => Ok(RopeScaling::None),
@@ -124,10 +138,9 @@ fn scaling(
             factor: required("factor")?,
             low_frequency: required("low_freq_factor")?,
             high_frequency: required("high_freq_factor")?,
-            original: original.ok_or_else(|| table.missing("original_max_position_embeddings"))?,
+            original,
         }),
         Some("yarn") => {
-            let original = original.unwrap_or(max_positions);
             let stretch = max_positions as f64 / original as f64;
             let factor = table.number("factor", stretch)?;
             Ok(RopeScaling::Yarn(Yarn {
@@ -210,10 +223,10 @@ pub(super) fn write(shape: &ModelShape, keys: &Keys, config: &mut Value) {
     }
     table["rope_theta"] = json!(rotary.theta);
     config["rope_theta"] = json!(rotary.theta);
-    let share = share(rotary.width, shape.head_dim);
-    if share < 1.0 || keys.usual_share < 1.0 {
-        table["partial_rotary_factor"] = json!(share);
-        config["partial_rotary_factor"] = json!(share);
+    if keys.share.is_some() {
+        let share = share(rotary.width, shape.head_dim);
+        table[SHARE] = json!(share);
+        config[SHARE] = json!(share);
     }
     config["rope_parameters"] = table;
 }

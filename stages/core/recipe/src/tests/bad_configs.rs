@@ -214,6 +214,12 @@ fn numbers_that_do_not_fit_together() {
             "max_new_tokens = 40\noptimizer",
             "pipeline.toml:19:18: stages.ppo.max_new_tokens: max_prompt_tokens 32 and max_new_tokens 40 must be at most the model's max_positions 64 together, are 72\n  hint: shorten one of them, or give the model more max_positions when it is pretrained",
         ),
+    ]);
+}
+
+#[test]
+fn models_whose_numbers_do_not_fit_together() {
+    check(&[
         (
             "heads = 4",
             "heads = 5",
@@ -227,7 +233,7 @@ fn numbers_that_do_not_fit_together() {
         (
             "heads = 4",
             "heads = 64",
-            "pipeline.toml:29:61: stages.pretrain.model.heads: must leave an even number of a head's 1 numbers to be turned, 64 leaves 1\n  hint: rotary positions turn pairs of numbers",
+            "pipeline.toml:29:61: stages.pretrain.model.heads: must leave an even number of a head's 1 numbers to be rotated, 64 leaves 1\n  hint: rotary positions rotate pairs of numbers",
         ),
         (
             "heads = 4",
@@ -238,6 +244,21 @@ fn numbers_that_do_not_fit_together() {
             "model = { family = \"llama\"",
             "model = { family = \"gpt1\", mlp_width = 100",
             "pipeline.toml:29:9: stages.pretrain.model: the config.json of family \"openai-gpt\" cannot say a model with these numbers\n  hint: the family's own: mlp_width = 256, norm_eps = 1e-5, kv_heads = 4",
+        ),
+        (
+            "heads = 4",
+            "heads = 4, mlp_width = 2000000",
+            "pipeline.toml:29:76: stages.pretrain.model.mlp_width: must be at most 1048576, is 2000000\n  hint: no model of this size is computed; look for a slip in the number",
+        ),
+        (
+            "layers = 2,",
+            "layers = 1000000000,",
+            "pipeline.toml:29:38: stages.pretrain.model.layers: must be at most 10000, is 1000000000\n  hint: no model of this size is computed; look for a slip in the number",
+        ),
+        (
+            "model = { family = \"llama\"",
+            "model = { family = \"opt\", positions = \"sinusoidal\"",
+            "pipeline.toml:29:39: stages.pretrain.model.positions: must be one of \"learned\", is \"sinusoidal\"\n  hint: known words here: learned",
         ),
         (
             "model = { family = \"llama\"",

@@ -109,7 +109,7 @@ fn model_folders() {
         ),
         (
             "packed",
-            "DIR/packed: config.json: quantization_config: 4 is not supported\n  hint: supported: none",
+            "DIR/packed/config.json: quantization_config: 4 is not supported\n  hint: supported: none",
         ),
         (
             "judge",

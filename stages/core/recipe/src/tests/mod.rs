@@ -2,6 +2,7 @@
 
 mod bad_configs;
 mod bad_places;
+mod configs;
 mod hub;
 mod keys;
 mod long_context;

@@ -1,0 +1,157 @@
+//! Folders of others' making: `ChatGLM`'s names, types side by side, tokenizers without padding.
+
+use std::collections::BTreeMap;
+
+use datasets::tokenizer::Tokenizer;
+use model::weights::{self, SHARD_BYTES};
+use model::{Head, Model, write_folder};
+use recipe::families::Sizes;
+use recipe::shape::{Family, ModelShape};
+use tch::{Device, Kind, Tensor};
+
+fn model(family: Family, head: Head, kind: Kind) -> Model {
+    let shape = ModelShape {
+        mlp_width: 32,
+        ..family.shape(&Sizes {
+            vocab_size: 300,
+            max_positions: 16,
+            layers: 1,
+            width: 8,
+            heads: 2,
+        })
+    };
+    Model::init(&shape, head, 3, Device::Cpu, kind)
+}
+
+/// A GLM's tensors under the names of `ChatGLM2`'s folders: query, key and value are one.
+fn chatglm_tensors(params: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    let get = |name: &str| params[name].shallow_clone();
+    let layer = |part: &str| get(&format!("model.layers.0.{part}"));
+    let fused = |end: &str| {
+        let parts = ["q", "k", "v"].map(|x| layer(&format!("self_attn.{x}_proj.{end}")));
+        Tensor::cat(&parts, 0)
+    };
+    let block = [
+        ("input_layernorm.weight", layer("input_layernorm.weight")),
+        ("self_attention.query_key_value.weight", fused("weight")),
+        ("self_attention.query_key_value.bias", fused("bias")),
+        (
+            "self_attention.dense.weight",
+            layer("self_attn.o_proj.weight"),
+        ),
+        (
+            "post_attention_layernorm.weight",
+            layer("post_attention_layernorm.weight"),
+        ),
+        ("mlp.dense_h_to_4h.weight", layer("mlp.gate_up_proj.weight")),
+        ("mlp.dense_4h_to_h.weight", layer("mlp.down_proj.weight")),
+    ];
+    let outside = [
+        (
+            "embedding.word_embeddings.weight",
+            get("model.embed_tokens.weight"),
+        ),
+        ("rotary_pos_emb.inv_freq", Tensor::from_slice(&[1_f32])),
+        ("encoder.final_layernorm.weight", get("model.norm.weight")),
+        ("output_layer.weight", get("lm_head.weight")),
+    ];
+    let block = block.map(|(name, tensor)| (format!("encoder.layers.0.{name}"), tensor));
+    let outside = outside.map(|(name, tensor)| (name.to_owned(), tensor));
+    let all = block.into_iter().chain(outside);
+    all.map(|(name, tensor)| (format!("transformer.{name}"), tensor))
+        .collect()
+}
+
+#[test]
+fn a_chatglm_folder_is_read_as_glm() {
+    let original = model(Family::Glm, Head::Token, Kind::Float);
+    let root = tempfile::tempdir().expect("temporary folder");
+    let file = root.path().join("model.safetensors");
+    let mut stored = chatglm_tensors(original.params());
+    weights::write(&file, &stored).expect("write");
+    let config = serde_json::json!({
+        "model_type": "chatglm", "architectures": ["ChatGLMModel"], "padded_vocab_size": 300,
+        "seq_length": 16, "num_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
+        "multi_query_attention": true, "multi_query_group_num": original.shape.kv_heads,
+        "kv_channels": 4, "ffn_hidden_size": 32, "layernorm_epsilon": 1e-5, "add_qkv_bias": true,
+        "add_bias_linear": false, "rmsnorm": true, "post_layer_norm": true,
+        "apply_residual_connection_post_layernorm": false, "quantization_bit": 0,
+    });
+    std::fs::write(root.path().join("config.json"), config.to_string()).expect("write");
+    let read = Model::load(root.path(), Device::Cpu, Kind::Float).expect("load");
+    assert_eq!(read.shape, original.shape);
+    for (name, tensor) in original.params() {
+        assert!(read.params()[name].equal(tensor), "{name}");
+    }
+    // A row less than query, key and value have together, and a row more.
+    let name = "transformer.encoder.layers.0.self_attention.query_key_value.weight";
+    for rows in [23, 25] {
+        stored.insert(
+            name.to_owned(),
+            Tensor::zeros([rows, 8], (Kind::Float, Device::Cpu)),
+        );
+        weights::write(&file, &stored).expect("write");
+        let refused = Model::load(root.path(), Device::Cpu, Kind::Float);
+        let text = refused.expect_err("refused").to_string();
+        let expected = format!("`{name}` is [{rows}, 8], expected [24, 8]");
+        assert!(text.contains(&expected), "{text}");
+    }
+}
+
+#[test]
+fn the_stored_type_rounds_no_weight() {
+    let dir = tempfile::tempdir().expect("folder");
+    let original = model(Family::Gpt2, Head::Token, Kind::BFloat16);
+    original.save(dir.path()).expect("save");
+    let file = dir.path().join("model.safetensors");
+    let stored_kind = |changed: &[(&str, Kind)]| {
+        let mut tensors = weights::read(&file).expect("read");
+        for (name, kind) in changed {
+            let ones = || Tensor::ones([8], (Kind::Float, Device::Cpu));
+            let tensor = tensors.get(*name).map_or_else(ones, Tensor::shallow_clone);
+            tensors.insert((*name).to_owned(), tensor.to_kind(*kind));
+        }
+        weights::write(&file, &tensors).expect("write");
+        Model::stored_kind(dir.path()).expect("floats")
+    };
+    assert_eq!(stored_kind(&[]), Kind::BFloat16);
+    // A constant is no weight.
+    let mask = "transformer.h.0.attn.masked_bias";
+    assert_eq!(stored_kind(&[(mask, Kind::Float)]), Kind::BFloat16);
+    let (first, second) = ("transformer.h.0.ln_1.weight", "transformer.h.0.ln_2.weight");
+    assert_eq!(stored_kind(&[(first, Kind::Half)]), Kind::Float);
+    assert_eq!(stored_kind(&[(second, Kind::Float)]), Kind::Float);
+    assert_eq!(stored_kind(&[(first, Kind::Double)]), Kind::Double);
+}
+
+/// GPT-2's tokenizer has no token but words and EOS: a classifier that took a word for padding would read its
+/// score before it.
+#[test]
+fn a_folder_states_no_word_as_padding() {
+    let dir = tempfile::tempdir().expect("folder");
+    let texts = ["hello there, how are you?", "fine, thank you"].map(str::to_owned);
+    let tokenizer = Tokenizer::train(texts.into_iter(), 280).expect("tokenizer");
+    tokenizer.save(dir.path()).expect("save");
+    let path = dir.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path)
+        .expect("read")
+        .replace("<|pad|>", "<|pat|>");
+    let mut json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let added = json["added_tokens"].as_array_mut().expect("a list");
+    added.retain(|token| token["content"] == "<|endoftext|>");
+    std::fs::write(&path, json.to_string()).expect("write");
+    std::fs::remove_file(dir.path().join("tokenizer_config.json")).expect("remove");
+    let words = Tokenizer::load(dir.path()).expect("load");
+    let scalar = model(Family::Gpt2, Head::Scalar, Kind::Float);
+    for (tokenizer, pad) in [(&tokenizer, Some(1)), (&words, None)] {
+        write_folder(dir.path(), &scalar, tokenizer, SHARD_BYTES).expect("save");
+        for (file, key) in [
+            ("config.json", "pad_token_id"),
+            ("tokenizer_config.json", "pad_token"),
+        ] {
+            let bytes = std::fs::read(dir.path().join(file)).expect("read");
+            let json: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON");
+            assert_eq!(json.get(key).is_some(), pad.is_some(), "{file}");
+        }
+    }
+}
