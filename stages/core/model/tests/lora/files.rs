@@ -142,7 +142,7 @@ fn tensors_that_do_not_fit_are_refused_by_name() {
     let mut tensors = copy();
     tensors.insert(name.clone(), tensor.to_kind(Kind::Int64));
     let text = refuse(&tensors);
-    assert!(text.contains(&name) && text.contains("Int64"), "{text}");
+    assert!(text.contains(&name) && text.contains("dtype I64"), "{text}");
 
     let text = refuse(&Tensors::new());
     assert!(text.contains("it holds no tensors"), "{text}");
