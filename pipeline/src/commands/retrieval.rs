@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use recipe::request::{RetrievalReport, RetrievalRequest};
 
-use super::{ask, check_model, print};
+use super::{ask, model_folder, print};
 use crate::cli::ComputeArgs;
 use crate::failure::{Failure, Outcome};
 use crate::values::{at_least_one, probability};
@@ -14,7 +14,7 @@ use crate::values::{at_least_one, probability};
 /// `rlhf eval retrieval`.
 #[derive(Debug, Clone, Args)]
 pub struct RetrievalArgs {
-    /// A language model's folder (Hugging Face format).
+    /// A language model's folder (Hugging Face format), or hub:ORG/NAME.
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Tokens of a text and its answer at most, separated by commas.
@@ -42,9 +42,8 @@ pub struct RetrievalArgs {
 /// # Errors
 /// A model that is not there, no libtorch, what the worker says, or a length at which too few are found.
 pub fn run(args: &RetrievalArgs) -> Outcome {
-    check_model(&args.model)?;
     let request = RetrievalRequest {
-        model: args.model.clone(),
+        model: model_folder(&args.model)?,
         lengths: args.lengths.clone(),
         depths: args.depths,
         samples: args.samples,
