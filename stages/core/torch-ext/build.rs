@@ -5,7 +5,12 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const SOURCES: [&str; 3] = ["cpp/library.cpp", "cpp/ops.cpp", "cpp/token_logprobs.cpp"];
+const SOURCES: [&str; 4] = [
+    "cpp/library.cpp",
+    "cpp/ops.cpp",
+    "cpp/quantized.cpp",
+    "cpp/token_logprobs.cpp",
+];
 
 fn main() {
     for file in SOURCES
@@ -44,6 +49,9 @@ fn compile_ops(torch: &Path) {
         .cpp(true)
         .std("c++17")
         .pic(true)
+        // Loops over weights become vector instructions, with the same numbers on every machine.
+        .opt_level(3)
+        .flag("-ffp-contract=off")
         .warnings(false)
         .files(SOURCES);
     for include in includes(torch) {

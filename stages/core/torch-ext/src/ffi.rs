@@ -32,6 +32,14 @@ unsafe extern "C" {
         outputs: *const *const C_tensor,
         grads: *const *const C_tensor,
     ) -> Status;
+    pub(crate) fn rlhf_quantized_linear(
+        x_ni: *const C_tensor,
+        codes: *const C_tensor,
+        scales: *const C_tensor,
+        minima: *const C_tensor,
+        inputs: i64,
+        out: *mut *mut C_tensor,
+    ) -> Status;
     pub(crate) fn rlhf_token_logprobs(
         hidden_nd: *const C_tensor,
         weight_vd: *const C_tensor,

@@ -1,5 +1,5 @@
 //! What tch lacks: libtorch's fused `AdamW`, the backward pass from given gradients, log-probabilities
-//! that keep no logits, tensors straight from a mapped file, a device choice that never falls back in
+//! that keep no logits, the product with a matrix of few bits, tensors straight from a mapped file, a device choice that never falls back in
 //! silence, CUDA statistics.
 //!
 //! In: tensors and small options. Out: tensors, numbers, or a [`TorchError`] with libtorch's words.
@@ -7,7 +7,7 @@
 //! **Architecture invariant.** The only crate with `unsafe` and C++; its face is safe. It knows
 //! libtorch and nothing of models, data or training.
 //!
-//! Reading order: `error`, `ffi` (every foreign declaration), `ops`, `bytes`, `device`, `cuda`.
+//! Reading order: `error`, `ffi` (every foreign declaration), `ops`, `quantized`, `bytes`, `device`, `cuda`.
 //! The C++ lies in `cpp/`; what needs CUDA headers is `cpp/cuda.cpp`, a library of its own.
 
 mod bytes;
@@ -18,9 +18,11 @@ mod error;
 mod ffi;
 mod library;
 mod ops;
+mod quantized;
 
 pub use bytes::{Layout, MappedFile, tensor_from_bytes};
 pub use device::{DeviceChoice, gpu_expected, num_cuda_devices, resolve_device};
 pub use error::TorchError;
 pub use library::{libtorch_dir, libtorch_version, set_threads};
 pub use ops::{AdamWStep, backward, fused_adamw, token_logprobs};
+pub use quantized::{Codes, quantized_linear};

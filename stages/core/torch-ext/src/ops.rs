@@ -207,7 +207,7 @@ fn check_entry(
     Err(argument(operation, name, &describe(tensor), &expected))
 }
 
-fn describe(tensor: &Tensor) -> String {
+pub(crate) fn describe(tensor: &Tensor) -> String {
     if !tensor.defined() {
         return "undefined".to_owned();
     }
@@ -224,7 +224,7 @@ fn describe(tensor: &Tensor) -> String {
     )
 }
 
-fn argument(
+pub(crate) fn argument(
     operation: &'static str,
     name: &'static str,
     found: &str,
