@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
@@ -30,6 +30,17 @@ impl MappedFile {
         // SAFETY: the bytes are only read; that nobody shortens or overwrites the file meanwhile is
         // what every reader of mapped weights relies on.
         Ok(Self(Some(unsafe { Mmap::map(&file) }?)))
+    }
+
+    /// Gives back the memory of some bytes that were looked at, so that a file that is read through does
+    /// not stay in it whole; they are read from the file again when they are looked at again.
+    pub fn release(&self, range: Range<usize>) {
+        if let Some(map) = &self.0 {
+            let (start, len) = (range.start, range.len());
+            // SAFETY: pages of a file that is only read come back from the file unchanged. A refusal
+            // costs memory alone.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+        }
     }
 }
 
@@ -184,6 +195,18 @@ mod tests {
                 assert_eq!(values, expected);
             }
         }
+    }
+
+    #[test]
+    fn released_bytes_are_read_again() {
+        let path = std::env::temp_dir().join(format!("released-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).expect("write");
+        let file = MappedFile::open(&path).expect("open");
+        std::fs::remove_file(&path).expect("remove");
+        assert_eq!(file[..], bytes);
+        file.release(5000..90_000);
+        assert_eq!(file[..], bytes);
     }
 
     #[test]

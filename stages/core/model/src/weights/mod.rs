@@ -200,7 +200,9 @@ impl Reader {
             Element::Blocks(blocks) => Cow::Owned(blocks.dequantize(stored)),
         };
         let bytes = numbers.get(skipped..).unwrap_or(&[]);
-        Ok(tensor_from_bytes(bytes, &layout, kind, device)?)
+        let tensor = tensor_from_bytes(bytes, &layout, kind, device)?;
+        self.bytes.release(entry.start..entry.start + entry.bytes);
+        Ok(tensor)
     }
 
     fn entry(&self, name: &str) -> Result<&Entry, ModelError> {
