@@ -19,6 +19,7 @@ mod long_context;
 mod lora;
 mod model_files;
 mod process;
+mod quantized;
 mod resume;
 mod rollouts;
 mod rules;

@@ -8,7 +8,9 @@ use recipe::request::{Compute, Sampling};
 pub use crate::cli_model::{ConvertArgs, DiffArgs, MergeArgs, ModelCommand, ShowArgs};
 use crate::commands::retrieval::RetrievalArgs;
 use crate::inspect::InspectArgs;
-use crate::values::{Device, DtypeArg, above_zero, at_least_one, parse_override, probability};
+use crate::values::{
+    Device, DtypeArg, QuantizeArg, above_zero, at_least_one, parse_override, probability,
+};
 
 /// Trains language models from human feedback: a base model, supervised fine-tuning, a reward model,
 /// and PPO.
@@ -62,8 +64,9 @@ template). Out, a JSON line a sample: index, sample, output_ids, text, logprobs,
     Generate(GenerateArgs),
     /// Log-probabilities (language model) or rewards (reward model) of given texts.
     #[command(after_help = "\
-Example:
+Examples:
   rlhf score --model runs/demo/reward/final --data dialogues.jsonl > rewards.jsonl
+  rlhf score --model runs/demo/sft/final --data texts.jsonl --quantize int4 > logprobs.jsonl
 
 --data: JSON lines or Parquet with `input_ids`, `text`, `prompt` + `completion`, or `messages`.
 Out, a JSON line a row: input_ids, and logprobs or reward and reward_normalized.")]
@@ -319,6 +322,9 @@ pub struct ComputeArgs {
     /// Type of weights and activations.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeArg,
+    /// Keep the blocks' matrices in 8 or 4 bits a weight, to save memory; all else stays in --dtype.
+    #[arg(long, value_enum)]
+    pub quantize: Option<QuantizeArg>,
     /// Rows computed together.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     pub batch: usize,
@@ -331,6 +337,7 @@ impl ComputeArgs {
         Compute {
             device: self.device.as_str().to_owned(),
             dtype,
+            quantize: self.quantize.map(QuantizeArg::resolve),
             batch: self.batch,
         }
     }

@@ -1,7 +1,7 @@
 //! Values of the command line: words, numbers with bounds, sizes.
 
 use clap::ValueEnum;
-use recipe::plan::Dtype;
+use recipe::plan::{Dtype, Quantization};
 
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -45,6 +45,25 @@ impl DtypeArg {
             Self::F32 => Dtype::F32,
             Self::Bf16 => Dtype::Bf16,
             Self::F64 => Dtype::F64,
+        }
+    }
+}
+
+/// Bits of a weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeArg {
+    /// 8 bits, a scale for each output.
+    Int8,
+    /// 4 bits, scale and minimum for each 64 weights.
+    Int4,
+}
+
+impl QuantizeArg {
+    /// The type of the word.
+    pub fn resolve(self) -> Quantization {
+        match self {
+            Self::Int8 => Quantization::Int8,
+            Self::Int4 => Quantization::Int4,
         }
     }
 }

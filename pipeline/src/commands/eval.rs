@@ -78,7 +78,13 @@ impl Lineage<'_> {
             models.push(content_id(folder, Manifest::verify).map_err(Failure::usage)?);
         }
         let compute = args.compute.resolve();
-        let how = (args.samples, args.seed, args.show, compute.dtype);
+        let how = (
+            args.samples,
+            args.seed,
+            args.show,
+            compute.dtype,
+            compute.quantize,
+        );
         Ok(hash_json(&(models, how)))
     }
 

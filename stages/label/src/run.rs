@@ -25,7 +25,7 @@ const PART: usize = 256;
 pub fn run(ctx: &StageContext, plan: &LabelPlan) -> Result<Outcome, LabelError> {
     let Checkpoint {
         model, tokenizer, ..
-    } = ctx.load_checkpoint(&plan.model)?;
+    } = ctx.load_frozen(&plan.model, plan.quantize)?;
     let labelling = Labelling {
         ctx,
         plan,

@@ -5,7 +5,7 @@ use datasets::loader::Order;
 use datasets::{Prompt, Split, Tokenizer};
 use judge::RewardJudge;
 use model::{Checkpoint, Model};
-use recipe::plan::{PpoPlan, Source};
+use recipe::plan::{PpoPlan, RewardSource};
 use runtime::manifest::Manifest;
 use trainer::{StageContext, TrainerError};
 
@@ -34,14 +34,16 @@ impl Models {
     /// # Errors
     /// Where a checkpoint cannot be read or does not fit.
     pub fn load(ctx: &StageContext, plan: &PpoPlan) -> Result<Self, PpoError> {
+        // Codes are not trained: they are what the reference is made of, and what adapters stand on.
+        let under_policy = plan.reference_quantize.filter(|_| plan.lora.is_some());
         let Checkpoint {
             model: policy,
             tokenizer,
             ..
-        } = ctx.load_checkpoint(&plan.model)?;
+        } = ctx.load_frozen(&plan.model, under_policy)?;
         let mut rewards = Vec::with_capacity(plan.reward.len());
         for source in &plan.reward {
-            let (model, reward_tokenizer) = reward_model(ctx, plan, &source.model, &policy)?;
+            let (model, reward_tokenizer) = reward_model(ctx, plan, source, &policy)?;
             if reward_tokenizer.hash() != tokenizer.hash() {
                 let (reward, policy) = (ctx.path(&source.model), ctx.path(&plan.model));
                 return Err(PpoError::OtherTokenizer { reward, policy });
@@ -51,8 +53,15 @@ impl Models {
         let first = rewards[0].0.model();
         let (policy, reference, value) = match &plan.lora {
             None => {
-                let reference = policy.deep_copy();
-                (policy, reference, first.deep_copy())
+                let reference = match plan.reference_quantize {
+                    None => policy.deep_copy(),
+                    quantize => ctx.load_frozen(&plan.model, quantize)?.model,
+                };
+                let value = match plan.reward[0].quantize {
+                    None => first.deep_copy(),
+                    Some(_) => ctx.load_checkpoint(&plan.reward[0].model)?.model,
+                };
+                (policy, reference, value)
             }
             Some(lora) => {
                 let reference = policy.share();
@@ -79,18 +88,18 @@ impl Models {
 fn reward_model(
     ctx: &StageContext,
     plan: &PpoPlan,
-    source: &Source,
+    source: &RewardSource,
     policy: &Model,
 ) -> Result<(Model, Tokenizer), PpoError> {
     if plan.lora.as_ref().is_some_and(|lora| lora.share_backbone) {
-        let dir = ctx.path(source);
+        let dir = ctx.path(&source.model);
         Manifest::verify(&dir).map_err(TrainerError::from)?;
         let model = policy.with_adapter(&dir.join(trainer::ADAPTER))?;
-        return Ok((model, ctx.load_tokenizer(source)?));
+        return Ok((model, ctx.load_tokenizer(&source.model)?));
     }
     let Checkpoint {
         model, tokenizer, ..
-    } = ctx.load_checkpoint(source)?;
+    } = ctx.load_frozen(&source.model, source.quantize)?;
     Ok((model, tokenizer))
 }
 

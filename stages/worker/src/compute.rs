@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use model::Model;
 use recipe::request::Compute;
-use tch::{Device, Kind};
+use tch::Device;
 use torch_ext::DeviceChoice;
 
 /// The device of a word of the command line.
@@ -16,8 +16,12 @@ pub fn device(word: &str) -> Result<Device> {
 
 /// The model of a request, under adapters where it names some.
 pub fn load(dir: &Path, adapter: Option<&Path>, compute: &Compute) -> Result<Model> {
-    let (device, kind) = of(compute)?;
-    adapted(Model::load(dir, device, kind)?, adapter)
+    let kind = trainer::context::kind_of(compute.dtype);
+    let device = device(&compute.device)?;
+    adapted(
+        Model::load_frozen(dir, device, kind, compute.quantize)?,
+        adapter,
+    )
 }
 
 /// The model under the adapters of a folder, where there is one.
@@ -26,12 +30,4 @@ pub fn adapted(model: Model, adapter: Option<&Path>) -> Result<Model> {
         Some(dir) => model.with_adapter(dir)?,
         None => model,
     })
-}
-
-/// Device and format of a request.
-pub fn of(compute: &Compute) -> Result<(Device, Kind)> {
-    Ok((
-        device(&compute.device)?,
-        trainer::context::kind_of(compute.dtype),
-    ))
 }

@@ -25,7 +25,7 @@ pub fn run(request: &ConvertRequest) -> Result<()> {
     let Checkpoint {
         model, tokenizer, ..
     } = checkpoint;
-    let model = compute::adapted(model, request.adapter.as_deref())?.merged();
+    let model = compute::adapted(model, request.adapter.as_deref())?.merged()?;
     let folder = WholeFolder::create(&request.out)?;
     write_folder(folder.path(), &model, &tokenizer, request.shard_bytes)?;
     let made_by = if request.adapter.is_some() {

@@ -21,12 +21,12 @@ const TEXT_CONTEXT: usize = 128;
 
 /// Prints one JSON object: a report per model, and some conversations.
 pub fn run(request: &EvalRequest) -> Result<()> {
-    let (device, kind) = compute::of(&request.compute)?;
     let tokenizer = Tokenizer::load(&request.policy)?;
     tokenizer.require_eos()?;
-    let base = Model::load(&request.base, device, kind)?;
-    let reference = Model::load(&request.reference, device, kind)?;
-    let policy = Model::load(&request.policy, device, kind)?;
+    let load = |folder| compute::load(folder, None, &request.compute);
+    let base = load(&request.base)?;
+    let reference = load(&request.reference)?;
+    let policy = load(&request.policy)?;
     let prompts = prompts(request, &tokenizer)?;
     let options = options(request, &tokenizer);
     let evaluation = Evaluation {

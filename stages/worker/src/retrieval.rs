@@ -12,9 +12,8 @@ use crate::compute;
 
 /// Prints one JSON object: the accuracy at every length and depth.
 pub fn run(request: &RetrievalRequest) -> Result<()> {
-    let (device, kind) = compute::of(&request.compute)?;
     let tokenizer = Tokenizer::load(&request.model)?;
-    let model = Model::load(&request.model, device, kind)?;
+    let model = compute::load(&request.model, None, &request.compute)?;
     let folder = request.model.display();
     if model.head != Head::Token {
         bail!("{folder}: is a reward model\n  hint: give a language model's folder");

@@ -8,6 +8,8 @@ use recipe::lora::{LORA_A, LORA_B, LoraPlan};
 use recipe::tensors::{Head, SCALAR_HEAD};
 use tch::{Kind, Tensor};
 
+use crate::ModelError;
+use crate::parameters::{Parameters, copy, map};
 use crate::transformer::{Model, draw};
 
 /// The adapters of a model.
@@ -22,7 +24,7 @@ pub(crate) struct Adapter {
 
 impl Adapter {
     /// The same with other tensors in the place of each.
-    fn map(&self, change: fn(&Tensor) -> Tensor) -> Self {
+    pub(crate) fn map(&self, change: fn(&Tensor) -> Tensor) -> Self {
         Self {
             plan: self.plan.clone(),
             base: self.base.clone(),
@@ -84,7 +86,7 @@ impl Model {
     /// When the model has adapters.
     #[must_use]
     pub fn with_new_adapter(self, plan: &LoraPlan, base: &str, seed: u64) -> Self {
-        assert!(self.adapter.is_none(), "the model has adapters");
+        assert!(!self.has_adapter(), "the model has adapters");
         let specs = plan.tensors(&self.shape).into_iter();
         let tensors = specs.map(|spec| {
             let tensor = draw(&spec, seed).to_kind(self.kind());
@@ -95,72 +97,80 @@ impl Model {
             base: base.to_owned(),
             tensors: tensors.collect(),
         };
-        self.set_trainable(false);
-        Self::from_params(
-            self.shape,
-            self.head,
-            self.reward_shift,
-            self.params,
-            Some(adapter),
-        )
+        for tensor in self.params().values() {
+            let _ = tensor.set_requires_grad(false);
+        }
+        let parameters = Parameters {
+            adapter: Some(adapter),
+            ..self.parameters
+        };
+        Self::from_parameters(self.shape, self.head, self.reward_shift, parameters)
     }
 
     /// Another model of the same tensors: what trains one changes the other.
     #[must_use]
     pub fn share(&self) -> Self {
-        self.with_tensors(Tensor::shallow_clone)
+        self.with_parameters(self.parameters.map(Tensor::shallow_clone))
     }
 
     /// Another model on the same frozen weights, with a copy of its own of what is trained beside them: the
     /// adapters and a scalar head.
     #[must_use]
     pub fn fork(&self) -> Self {
-        let mut params = map(&self.params, Tensor::shallow_clone);
-        if let Some(head) = params.get_mut(SCALAR_HEAD) {
-            *head = copy(head);
-        }
-        let adapter = self.adapter.as_ref().map(|adapter| adapter.map(copy));
-        let (shape, head, shift) = (self.shape.clone(), self.head, self.reward_shift);
-        Self::from_params(shape, head, shift, params, adapter)
+        self.with_parameters(self.parameters.fork())
     }
 
-    /// A copy that shares no memory, and is not trainable until told so.
+    /// A copy that shares no memory but that of codes, which never change, and is not trainable until told so.
     #[must_use]
     pub fn deep_copy(&self) -> Self {
-        self.with_tensors(copy)
+        self.with_parameters(self.parameters.map(copy))
     }
 
-    /// This model with its adapters added into the weights. What has no adapter is shared with this model.
-    #[must_use]
-    pub fn merged(&self) -> Self {
-        let mut params = map(&self.params, Tensor::shallow_clone);
-        if let Some(adapter) = &self.adapter {
+    /// This model with its adapters added into the weights. What has no adapter is shared with this model. The
+    /// weights of a quantised model are those that its codes were made of: they are read once more.
+    ///
+    /// # Errors
+    /// As [`Model::load`], of the folder that a quantised model was read from.
+    pub fn merged(&self) -> Result<Self, ModelError> {
+        let mut dense = map(self.params(), Tensor::shallow_clone);
+        if let Some(quantized) = &self.parameters.quantized {
+            let origin = Self::load(&quantized.origin, self.device(), self.kind())?;
+            let read = origin.parameters.dense.into_iter();
+            dense.extend(read.filter(|(name, _)| quantized.matrices.contains_key(name)));
+        }
+        if let Some(adapter) = &self.parameters.adapter {
             let in_out = self.shape.names().in_out;
-            for (name, weight) in &mut params {
+            for (name, weight) in &mut dense {
                 let matrix = name.strip_suffix(".weight");
                 if let Some(low_rank) = matrix.and_then(|matrix| adapter.beside(matrix)) {
                     *weight = tch::no_grad(|| low_rank.merged(weight, in_out));
                 }
             }
         }
-        let (shape, head, shift) = (self.shape.clone(), self.head, self.reward_shift);
-        Self::from_params(shape, head, shift, params, None)
+        Ok(self.with_parameters(dense.into()))
     }
 
     /// Whether the model's weights are frozen under adapters.
     pub fn has_adapter(&self) -> bool {
-        self.adapter.is_some()
+        self.parameters.adapter.is_some()
     }
 
     /// What is trained, by name: all parameters; with adapters those (`MATRIX.lora_A.weight`, `lora_B`) and
     /// a scalar head.
+    ///
+    /// # Panics
+    /// When the model is quantised and has no adapters: nothing of it can be trained.
     pub fn trainable(&self) -> BTreeMap<String, Tensor> {
-        let Some(adapter) = &self.adapter else {
-            return map(&self.params, Tensor::shallow_clone);
+        let Some(adapter) = &self.parameters.adapter else {
+            assert!(
+                !self.is_quantized(),
+                "a quantised model is trained through adapters alone"
+            );
+            return map(self.params(), Tensor::shallow_clone);
         };
         let mut trained = map(&adapter.tensors, Tensor::shallow_clone);
         if self.head == Head::Scalar {
-            let head = self.params[SCALAR_HEAD].shallow_clone();
+            let head = self.params()[SCALAR_HEAD].shallow_clone();
             trained.insert(SCALAR_HEAD.to_owned(), head);
         }
         trained
@@ -168,28 +178,13 @@ impl Model {
 
     /// The rate of dropout before the adapters, in training.
     pub(crate) fn adapter_dropout(&self) -> f64 {
-        self.adapter
-            .as_ref()
-            .map_or(0.0, |adapter| adapter.plan.dropout)
+        let adapter = self.parameters.adapter.as_ref();
+        adapter.map_or(0.0, |adapter| adapter.plan.dropout)
     }
 
-    /// The same with other tensors in the place of each.
-    fn with_tensors(&self, change: fn(&Tensor) -> Tensor) -> Self {
-        let adapter = self.adapter.as_ref().map(|adapter| adapter.map(change));
-        let (shape, params) = (self.shape.clone(), map(&self.params, change));
-        Self::from_params(shape, self.head, self.reward_shift, params, adapter)
+    /// A model of this one's shape, head and shift.
+    pub(crate) fn with_parameters(&self, parameters: Parameters) -> Self {
+        let shape = self.shape.clone();
+        Self::from_parameters(shape, self.head, self.reward_shift, parameters)
     }
-}
-
-fn map(
-    tensors: &BTreeMap<String, Tensor>,
-    change: fn(&Tensor) -> Tensor,
-) -> BTreeMap<String, Tensor> {
-    let all = tensors.iter();
-    all.map(|(name, tensor)| (name.clone(), change(tensor)))
-        .collect()
-}
-
-fn copy(tensor: &Tensor) -> Tensor {
-    tensor.detach().copy()
 }

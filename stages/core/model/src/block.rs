@@ -2,14 +2,13 @@
 //!
 //! Shape suffixes: b rows, t positions, s key positions, d width, h heads, e width of a head.
 
-use std::collections::BTreeMap;
-
 use recipe::families::{MlpNames, QkvNames};
 use recipe::shape::{Activation, BlockOrder, ModelShape, NormKind};
 use tch::Tensor;
 
-use crate::adapter::{Adapter, LowRank};
 use crate::attention::{Mask, attend};
+use crate::linear::{Linear, Weight};
+use crate::parameters::Parameters;
 use crate::positions::Rotation;
 
 /// What all blocks of one forward pass share.
@@ -35,14 +34,14 @@ pub(crate) struct LayerCache<'a> {
 /// The parameters of a model by name; a missing one is a broken invariant (`recipe::tensors` listed
 /// them).
 pub(crate) struct Params<'a> {
-    pub(crate) by_name: &'a BTreeMap<String, Tensor>,
+    pub(crate) all: &'a Parameters,
     pub(crate) shape: &'a ModelShape,
-    pub(crate) adapter: Option<&'a Adapter>,
 }
 
 impl Params<'_> {
     pub(crate) fn get(&self, name: &str) -> Tensor {
-        self.by_name
+        self.all
+            .dense
             .get(name)
             .unwrap_or_else(|| panic!("parameter `{name}` exists"))
             .shallow_clone()
@@ -53,11 +52,15 @@ impl Params<'_> {
     }
 
     pub(crate) fn linear(&self, name: &str, bias: bool) -> Linear {
+        let adapter = self.all.adapter.as_ref();
         Linear {
-            weight: self.weight(name),
+            weight: match self.all.codes(&format!("{name}.weight")) {
+                Some(matrix) => Weight::Codes(matrix.share()),
+                None if self.shape.names().in_out => Weight::InOut(self.weight(name)),
+                None => Weight::OutIn(self.weight(name)),
+            },
             bias: bias.then(|| self.get(&format!("{name}.bias"))),
-            in_out: self.shape.names().in_out,
-            adapter: self.adapter.and_then(|adapter| adapter.beside(name)),
+            adapter: adapter.and_then(|adapter| adapter.beside(name)),
         }
     }
 
@@ -67,41 +70,6 @@ impl Params<'_> {
             weight: self.weight(name),
             bias: biased.then(|| self.get(&format!("{name}.bias"))),
             eps: self.shape.norm_eps,
-        }
-    }
-}
-
-/// A matrix in its family's layout.
-#[derive(Debug)]
-pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    /// `[in, out]` (`Conv1D`), not `[out, in]`.
-    in_out: bool,
-    /// What is trained in place of the matrix, where there is such a thing.
-    adapter: Option<LowRank>,
-}
-
-impl Linear {
-    /// `dropout` is the rate before the adapter.
-    pub(crate) fn forward(&self, x_btd: &Tensor, dropout: f64) -> Tensor {
-        let y_btd = self.product(x_btd);
-        match &self.adapter {
-            Some(adapter) => y_btd + adapter.forward(x_btd, dropout),
-            None => y_btd,
-        }
-    }
-
-    /// The product with the matrix itself.
-    fn product(&self, x_btd: &Tensor) -> Tensor {
-        match (&self.bias, self.in_out) {
-            (bias, false) => x_btd.linear(&self.weight, bias.as_ref()),
-            (Some(bias), true) => {
-                let dims = x_btd.size();
-                let rows = x_btd.reshape([-1, dims[2]]);
-                bias.addmm(&rows, &self.weight).view([dims[0], dims[1], -1])
-            }
-            (None, true) => x_btd.matmul(&self.weight),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use datasets::tokenizer::Tokenizer;
+use recipe::plan::Quantization;
 use recipe::tensors::Head;
 use runtime::manifest::Manifest;
 use tch::{Device, Kind};
@@ -27,7 +28,20 @@ impl Checkpoint {
     /// # Errors
     /// As [`Model::load`]; when the tokenizer cannot be read, or has more tokens than the model.
     pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
-        let model = Model::load(dir, device, kind)?;
+        Self::load_frozen(dir, device, kind, None)
+    }
+
+    /// The same for a model whose weights will not be trained; `quantize` as in [`Model::load_frozen`].
+    ///
+    /// # Errors
+    /// As [`Checkpoint::load`].
+    pub fn load_frozen(
+        dir: &Path,
+        device: Device,
+        kind: Kind,
+        quantize: Option<Quantization>,
+    ) -> Result<Self, ModelError> {
+        let model = Model::load_frozen(dir, device, kind, quantize)?;
         let tokenizer = Tokenizer::load(dir).map_err(|error| ModelError::Tokenizer {
             path: dir.into(),
             source: error.into(),

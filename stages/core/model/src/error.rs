@@ -40,6 +40,15 @@ pub enum ModelError {
         /// What to do.
         hint: &'static str,
     },
+    /// A model whose matrices were rounded when it was read.
+    #[error(
+        "{path}: a quantised model cannot be saved\n  hint: it was made of a folder's weights: copy that folder, \
+         or load it without `quantize`"
+    )]
+    Quantized {
+        /// The folder that was to be written.
+        path: PathBuf,
+    },
     /// A file that a model folder must have is not there.
     #[error(
         "{path} does not exist\n  hint: a model folder holds config.json and model.safetensors"

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use recipe::plan::Quantization;
 use recipe::shape::ModelShape;
 use recipe::tensors::Head;
 use runtime::files;
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::read::{Source, read_weights, weight_files};
+use crate::read::{Source, Storage, read_weights, weight_files};
 use crate::transformer::Model;
 use crate::weights::{self, Reader, SHARD_BYTES};
 
@@ -34,6 +35,20 @@ impl Model {
     /// # Errors
     /// Names the file, and the tensor with both shapes, that does not fit.
     pub fn load(dir: &Path, device: Device, kind: Kind) -> Result<Self, ModelError> {
+        Self::load_frozen(dir, device, kind, None)
+    }
+
+    /// The same for a model whose weights will not be trained: where `quantize` says so, the blocks' matrices
+    /// are rounded to few bits, one by one as they are read, and all else becomes `kind`.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_frozen(
+        dir: &Path,
+        device: Device,
+        kind: Kind,
+        quantize: Option<Quantization>,
+    ) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG);
         if !path.exists() {
             return Err(ModelError::Missing { path });
@@ -43,12 +58,17 @@ impl Model {
         let shape = shape_of(&config, &path)?;
         let head = head_of(&config, &path)?;
         let source = Source::Folder(&config);
-        let params = read_weights(dir, source, &shape, head, (kind, device))?;
+        let storage = Storage {
+            kind,
+            device,
+            quantize,
+        };
+        let parameters = read_weights(dir, source, &shape, head, storage)?;
         let reward_shift = config
             .get("reward_shift")
             .and_then(Value::as_f64)
             .unwrap_or(0.0);
-        Ok(Self::from_params(shape, head, reward_shift, params, None))
+        Ok(Self::from_parameters(shape, head, reward_shift, parameters))
     }
 
     /// The narrowest type that holds the weights of a folder, or of a GGUF file, without rounding any.
@@ -83,7 +103,7 @@ impl Model {
     /// [`crate::write_folder`].)
     ///
     /// # Errors
-    /// When the disk is full or writing fails.
+    /// When the model is quantised, the disk is full or writing fails.
     ///
     /// # Panics
     /// When the model has adapters: they are [saved apart](Self::save_adapter), or [merged](Self::merged).
@@ -97,7 +117,10 @@ impl Model {
         ids: Option<SpecialIds>,
         shard_bytes: u64,
     ) -> Result<(), ModelError> {
-        assert!(self.adapter.is_none(), "adapters are saved apart or merged");
+        assert!(!self.has_adapter(), "adapters are saved apart or merged");
+        if self.is_quantized() {
+            return Err(ModelError::Quantized { path: dir.into() });
+        }
         let mut config = Value::Object(self.shape.to_hf());
         config["architectures"] =
             json!([self.shape.family.architecture(self.head == Head::Scalar)]);

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use crate::ModelError;
 use crate::checkpoint::{Checkpoint, check_vocabulary};
 use crate::folder::shape_of;
-use crate::read::{Source, read_weights};
+use crate::read::{Source, Storage, read_weights};
 use crate::transformer::Model;
 use crate::weights::{Meta, Metadata, Reader};
 use recipe::tensors::Head;
@@ -34,8 +34,13 @@ impl Checkpoint {
         };
         let config = file.config(&reader)?;
         let shape = shape_of(&config, path)?;
-        let params = read_weights(path, Source::Gguf, &shape, Head::Token, (kind, device))?;
-        let model = Model::from_params(shape, Head::Token, 0.0, params, None);
+        let storage = Storage {
+            kind,
+            device,
+            quantize: None,
+        };
+        let parameters = read_weights(path, Source::Gguf, &shape, Head::Token, storage)?;
+        let model = Model::from_parameters(shape, Head::Token, 0.0, parameters);
         let vocabulary = file.vocabulary()?;
         let tokenizer = vocabulary
             .tokenizer(path)

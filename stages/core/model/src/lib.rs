@@ -9,7 +9,8 @@
 //! sampling; parameters carry Hugging Face's names and layouts (`recipe::tensors`), so that folders need no
 //! conversion; what has other names or layouts (`ChatGLM`, GGUF) is renamed and put in order as it is read.
 //!
-//! Reading order: `block`, `attention` and `positions` (the arithmetic), `transformer` ([`Model`]), `tape` (the backward pass), `adapter` (what is trained beside frozen
+//! Reading order: `block`, `linear`, `attention`, `positions` and `quantized` (the arithmetic), `parameters` (tensors,
+//! codes and adapters), `transformer` ([`Model`]), `tape` (the backward pass), `adapter` (what is trained beside frozen
 //! weights), `cache` (decoding), `losses`, then `weights` (files of tensors), `read`, `folder`, `peft`,
 //! `checkpoint` and `gguf`.
 
@@ -22,9 +23,12 @@ mod error;
 mod folder;
 mod gguf;
 mod input;
+mod linear;
 pub mod losses;
+mod parameters;
 mod peft;
 mod positions;
+mod quantized;
 mod read;
 mod tape;
 mod transformer;

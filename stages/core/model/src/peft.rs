@@ -83,9 +83,10 @@ impl Model {
             .map(|spec| (spec.name, spec.dims))
             .collect();
         let head = config.head()?;
-        let mut params = self.share().params;
+        let mut parameters = self.parameters.map(Tensor::shallow_clone);
+        let dense = &mut parameters.dense;
         if head == Head::Scalar {
-            params.remove(&format!("{}.weight", self.shape.names().head));
+            dense.remove(&format!("{}.weight", self.shape.names().head));
             expected.insert(
                 SCALAR_HEAD.to_owned(),
                 vec![1, self.shape.embedding_width as i64],
@@ -98,21 +99,16 @@ impl Model {
         }
         let mut tensors = file.read(expected, self)?;
         if let Some(score) = tensors.remove(SCALAR_HEAD) {
-            params.insert(SCALAR_HEAD.to_owned(), score);
+            dense.insert(SCALAR_HEAD.to_owned(), score);
         }
-        let adapter = Adapter {
+        parameters.adapter = Some(Adapter {
             plan,
             base: config.text("base_model_name_or_path").unwrap_or_default(),
             tensors,
-        };
+        });
         let shift = config.get("reward_shift").as_f64().unwrap_or(0.0);
-        Ok(Self::from_params(
-            self.shape.clone(),
-            head,
-            shift,
-            params,
-            Some(adapter),
-        ))
+        let shape = self.shape.clone();
+        Ok(Self::from_parameters(shape, head, shift, parameters))
     }
 
     /// Writes the adapters into an existing folder, in the parameters' type, with a scalar head as one of
@@ -124,7 +120,7 @@ impl Model {
     /// # Panics
     /// When the model has no adapters.
     pub fn save_adapter(&self, dir: &Path) -> Result<(), ModelError> {
-        let Some(Adapter { plan, base, .. }) = &self.adapter else {
+        let Some(Adapter { plan, base, .. }) = &self.parameters.adapter else {
             panic!("a model without adapters saves none");
         };
         let scalar = self.head == Head::Scalar;

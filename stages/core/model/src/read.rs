@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use recipe::families::Target;
+use recipe::plan::Quantization;
 use recipe::shape::{ModelShape, Positions};
 use recipe::tensors::{Head, TensorSpec, WEIGHT_FILES, WEIGHTS, tensors};
 use runtime::files;
@@ -12,7 +13,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::gguf;
+use crate::parameters::{Parameters, Quantized};
 use crate::positions::{divisors, sinusoidal};
+use crate::quantized::QuantizedMatrix;
 use crate::weights::Reader;
 
 /// A file of weights.
@@ -70,24 +73,33 @@ impl WeightFile {
     }
 }
 
-/// All parameters as `kind` on `device`: none missing, none left over, each of its shape.
+/// How weights are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Storage {
+    pub(crate) kind: Kind,
+    pub(crate) device: Device,
+    /// How the blocks' matrices are; `None`: in `kind`.
+    pub(crate) quantize: Option<Quantization>,
+}
+
+/// All parameters: none missing, none left over, each of its shape.
 pub(crate) fn read_weights(
     path: &Path,
     source: Source<'_>,
     shape: &ModelShape,
     head: Head,
-    (kind, device): (Kind, Device),
-) -> Result<BTreeMap<String, Tensor>, ModelError> {
+    storage: Storage,
+) -> Result<Parameters, ModelError> {
     let expected = tensors(shape, head)
         .into_iter()
         .map(|spec| (spec.name.clone(), spec));
     let mut folder = Folder {
         source,
         shape,
-        kind,
-        device,
+        storage,
         expected: expected.collect(),
         params: BTreeMap::new(),
+        matrices: BTreeMap::new(),
         repeats: repeats(source, shape, head),
         repeated: Vec::new(),
     };
@@ -114,7 +126,13 @@ pub(crate) fn read_weights(
     for (path, name, repeat, tensor) in &folder.repeated {
         repeat.check(path, name, tensor, shape, &folder.params)?;
     }
-    Ok(folder.params)
+    Ok(Parameters {
+        quantized: storage.quantize.map(|_| Quantized {
+            matrices: folder.matrices,
+            origin: path.into(),
+        }),
+        ..folder.params.into()
+    })
 }
 
 /// Whose names and layouts the weights have.
@@ -157,11 +175,12 @@ impl Source<'_> {
 struct Folder<'a> {
     source: Source<'a>,
     shape: &'a ModelShape,
-    kind: Kind,
-    device: Device,
+    storage: Storage,
     /// What has not been found yet.
     expected: BTreeMap<String, TensorSpec>,
     params: BTreeMap<String, Tensor>,
+    /// What is quantised.
+    matrices: BTreeMap<String, QuantizedMatrix>,
     repeats: BTreeMap<String, Repeat>,
     repeated: Vec<(PathBuf, String, Repeat, Tensor)>,
 }
@@ -193,12 +212,12 @@ impl Folder<'_> {
                 continue;
             }
             let rows = rows.map_or((0, all), |(first, count)| (first as i64, count as i64));
-            let read = || {
+            let read = |kind| {
                 reader.float_kind(stored)?;
-                reader.read_rows(stored, rows, self.kind, self.device)
+                reader.read_rows(stored, rows, kind, self.storage.device)
             };
             if let Some(repeat) = self.repeats.get(&name) {
-                let of_repeat = (path.into(), name, *repeat, read()?);
+                let of_repeat = (path.into(), name, *repeat, read(self.storage.kind)?);
                 self.repeated.push(of_repeat);
                 continue;
             }
@@ -219,10 +238,30 @@ impl Folder<'_> {
                     expected,
                 });
             }
-            let tensor = self.source.restore(read()?, &name, self.shape);
-            self.params.insert(name, tensor);
+            let is_matrix = spec.block_matrix(self.shape).is_some();
+            let quantize = self.storage.quantize.filter(|_| is_matrix);
+            let kind = quantize.map_or(self.storage.kind, |_| Kind::Float);
+            let tensor = self.source.restore(read(kind)?, &name, self.shape);
+            match quantize {
+                Some(quantize) => {
+                    let matrix = QuantizedMatrix::new(&self.out_in(tensor), quantize);
+                    self.matrices.insert(name, matrix);
+                }
+                None => {
+                    self.params.insert(name, tensor);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// A matrix as `[out, in]`, from its family's layout.
+    fn out_in(&self, weight: Tensor) -> Tensor {
+        if self.shape.names().in_out {
+            weight.tr()
+        } else {
+            weight
+        }
     }
 
     /// The name within a whole model: the oldest folders name tensors from the trunk down.

@@ -9,10 +9,11 @@ use recipe::shape::{ModelShape, Positions};
 use recipe::tensors::{Head, Init, SCALAR_HEAD, TensorSpec, tensors};
 use tch::{Device, Kind, Tensor};
 
-use crate::adapter::Adapter;
 use crate::attention::{Mask, Span};
-use crate::block::{Block, Context, Linear, Norm, Params};
+use crate::block::{Block, Context, Norm, Params};
 use crate::input::Input;
+use crate::linear::Linear;
+use crate::parameters::{Parameters, copy};
 use crate::positions::{Rotation, sinusoidal};
 
 /// A decoder-only transformer.
@@ -24,10 +25,8 @@ pub struct Model {
     pub head: Head,
     /// Added to a raw reward to normalise it (scalar heads; see [`Model::normalized`]).
     pub reward_shift: f64,
-    pub(crate) params: BTreeMap<String, Tensor>,
-    /// What is trained in place of the parameters, where there is such a thing.
-    pub(crate) adapter: Option<Adapter>,
-    // The same tensors as in `params`, by their roles.
+    pub(crate) parameters: Parameters,
+    // The same tensors as in `parameters`, by their roles.
     embedding_vd: Tensor,
     /// What is added to the embedding for each position, learned or sinusoidal.
     positions_td: Option<Tensor>,
@@ -42,28 +41,26 @@ impl Model {
     /// A new model. Each tensor's numbers depend on the seed and its own name alone, and are drawn on
     /// the CPU in f32, so that they are the same on every device.
     pub fn init(shape: &ModelShape, head: Head, seed: u64, device: Device, kind: Kind) -> Self {
-        let params = tensors(shape, head)
-            .into_iter()
+        let specs = tensors(shape, head).into_iter();
+        let params: BTreeMap<String, Tensor> = specs
             .map(|spec| {
                 let tensor = draw(&spec, seed).to_kind(kind).to_device(device);
                 (spec.name, tensor)
             })
             .collect();
-        Self::from_params(shape.clone(), head, 0.0, params, None)
+        Self::from_parameters(shape.clone(), head, 0.0, params.into())
     }
 
-    /// A model of given tensors, which must be those of [`tensors`].
-    pub(crate) fn from_params(
+    /// A model of given parameters, which must be those of [`tensors`].
+    pub(crate) fn from_parameters(
         shape: ModelShape,
         head: Head,
         reward_shift: f64,
-        params: BTreeMap<String, Tensor>,
-        adapter: Option<Adapter>,
+        parameters: Parameters,
     ) -> Self {
         let by_name = Params {
-            by_name: &params,
+            all: &parameters,
             shape: &shape,
-            adapter: adapter.as_ref(),
         };
         let names = shape.names();
         let embedding_vd = by_name.weight(names.embedding);
@@ -89,8 +86,7 @@ impl Model {
             shape,
             head,
             reward_shift,
-            params,
-            adapter,
+            parameters,
             embedding_vd,
             positions_td,
             project,
@@ -106,16 +102,18 @@ impl Model {
     /// When the model has adapters.
     #[must_use]
     pub fn to_scalar(&self, seed: u64) -> Self {
-        assert!(self.adapter.is_none(), "the model has adapters");
+        assert!(!self.has_adapter(), "the model has adapters");
         let (kind, device) = (self.kind(), self.device());
-        let mut params = self.deep_copy().params;
-        params.remove(&format!("{}.weight", self.shape.names().head));
-        for spec in tensors(&self.shape, Head::Scalar) {
-            params
+        let mut parameters = self.parameters.map(copy);
+        let dense = &mut parameters.dense;
+        dense.remove(&format!("{}.weight", self.shape.names().head));
+        let specs = tensors(&self.shape, Head::Scalar).into_iter();
+        for spec in specs.filter(|spec| self.parameters.codes(&spec.name).is_none()) {
+            dense
                 .entry(spec.name.clone())
                 .or_insert_with(|| draw(&spec, seed).to_kind(kind).to_device(device));
         }
-        Self::from_params(self.shape.clone(), Head::Scalar, 0.0, params, None)
+        Self::from_parameters(self.shape.clone(), Head::Scalar, 0.0, parameters)
     }
 
     /// The same parameters with the positions of another shape: other rotary angles, for more of them.
@@ -126,19 +124,13 @@ impl Model {
             max_positions: of.max_positions,
             ..self.shape
         };
-        Self::from_params(
-            shape,
-            self.head,
-            self.reward_shift,
-            self.params,
-            self.adapter,
-        )
+        Self::from_parameters(shape, self.head, self.reward_shift, self.parameters)
     }
 
     /// Takes over the numbers of what is trained of another model (converted to this one's type and device).
     ///
     /// # Panics
-    /// When the shapes, heads or adapters differ.
+    /// When the shapes, heads or adapters differ; as [`Self::trainable`].
     pub fn copy_from(&mut self, other: &Self) {
         let theirs = other.trainable();
         assert!(
@@ -157,12 +149,15 @@ impl Model {
         self.reward_shift = other.reward_shift;
     }
 
-    /// All parameters by Hugging Face name; adapters are not among them.
+    /// All parameters that are tensors, by Hugging Face name: neither codes nor adapters are among them.
     pub fn params(&self) -> &BTreeMap<String, Tensor> {
-        &self.params
+        &self.parameters.dense
     }
 
     /// Whether what is [trained](Self::trainable) collects gradients. New and loaded models do not.
+    ///
+    /// # Panics
+    /// As [`Self::trainable`].
     pub fn set_trainable(&self, trainable: bool) {
         for tensor in self.trainable().values() {
             let _ = tensor.set_requires_grad(trainable);
@@ -188,7 +183,7 @@ impl Model {
 
     /// Number of parameters, those of adapters not among them.
     pub fn num_params(&self) -> usize {
-        self.params.values().map(Tensor::numel).sum()
+        self.parameters.num_numbers()
     }
 
     /// Hidden states after the final norm, `[b, t, d]` (`d`: the embedding's width), as one autograd graph where gradients are
@@ -253,7 +248,8 @@ impl Model {
     /// Floating-point operations of a forward and a backward pass, per token of a sequence of `context`.
     pub fn training_flops_per_token(&self, context: usize) -> f64 {
         let forward = self.forward_flops_per_token(context);
-        let lora = self.adapter.as_ref().map(|adapter| &adapter.plan);
+        let lora = self.parameters.adapter.as_ref();
+        let lora = lora.map(|adapter| &adapter.plan);
         self.shape.training_flops_per_token(forward, context, lora)
     }
 

@@ -4,9 +4,9 @@
 //! attention as if every token saw the whole context (Chowdhery et al. 2022, appendix B). Memory is
 //! a simple model, stated at [`training_bytes`] and its neighbours: it names what is large.
 
-use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan};
+use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan, Quantization};
 use crate::shape::ModelShape;
-use crate::tensors::{Head, tensors};
+use crate::tensors::{Head, TensorSpec, tensors};
 
 /// A loss computes logits a chunk at a time, of at most this size in f32 (less on a CPU).
 pub const LOGIT_CHUNK_BYTES: usize = 512 << 20;
@@ -18,6 +18,20 @@ impl Dtype {
             Self::F32 => 4,
             Self::Bf16 => 2,
             Self::F64 => 8,
+        }
+    }
+}
+
+impl Quantization {
+    /// Weights that share a scale and a minimum where there are four bits for each.
+    pub const GROUP: u64 = 64;
+
+    /// Bytes of a matrix `[outputs, inputs]`: codes, and scales (and minima) in f32. A group that the
+    /// inputs do not fill takes the room of a whole one.
+    pub fn matrix_bytes(self, [outputs, inputs]: [u64; 2]) -> u64 {
+        match self {
+            Self::Int8 => outputs * (inputs + 4),
+            Self::Int4 => outputs * inputs.div_ceil(Self::GROUP) * (Self::GROUP / 2 + 2 * 4),
         }
     }
 }
@@ -126,6 +140,21 @@ fn num_numbers(shape: &ModelShape, head: Head) -> u64 {
 /// Weights alone.
 pub fn weight_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
     num_parameters * dtype.bytes()
+}
+
+/// Weights of a model that is not trained: its blocks' matrices as `quantize` says, all else in `dtype`.
+pub fn frozen_bytes(
+    shape: &ModelShape,
+    head: Head,
+    dtype: Dtype,
+    quantize: Option<Quantization>,
+) -> u64 {
+    let specs = tensors(shape, head);
+    let bytes = |spec: &TensorSpec| match (quantize, spec.block_matrix(shape)) {
+        (Some(quantize), Some(dims)) => quantize.matrix_bytes(dims.map(|n| n as u64)),
+        _ => spec.dims.iter().product::<i64>() as u64 * dtype.bytes(),
+    };
+    specs.iter().map(bytes).sum()
 }
 
 /// Weights, gradients and Adam's two moments; with `bf16` weights also the f32 master weights and the

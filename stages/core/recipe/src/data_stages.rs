@@ -11,7 +11,7 @@ use crate::plan::{
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{ChosenTokenizer, Resolver, Wanted};
 use crate::shape::ModelShape;
-use crate::training::{DTYPES, OVERLONG};
+use crate::training::{DTYPES, OVERLONG, QUANTIZATIONS};
 
 pub(crate) const GOLD_RULES: &[(&str, GoldRule)] = &[("vader", GoldRule::Vader)];
 
@@ -125,6 +125,7 @@ pub(crate) fn label(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<Lab
     };
     Ok(LabelPlan {
         sampling: sampling(reader, &shape)?,
+        quantize: reader.choice_or_off("quantize", QUANTIZATIONS)?,
         model,
         shape,
         prompts,

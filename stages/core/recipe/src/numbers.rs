@@ -2,10 +2,12 @@
 
 use serde_json::Value;
 
-use crate::arithmetic::{final_learning_rate, model_bytes, training_bytes, weight_bytes};
+use crate::arithmetic::{
+    final_learning_rate, frozen_bytes, model_bytes, training_bytes, weight_bytes,
+};
 use crate::plan::{
-    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PpoPlan, PretrainPlan, Source,
-    StagePlan, Task, TrainPlan,
+    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PpoPlan, PretrainPlan, RewardSource,
+    Source, StagePlan, Task, TrainPlan,
 };
 use crate::shape::ModelShape;
 use crate::tensors::Head;
@@ -156,7 +158,7 @@ fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
     let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
     let episodes = (task.num_prompts + task.num_heldout) * task.responses;
     let flops = episodes as f64 * tokens as f64 * shape.forward_flops_per_token(tokens);
-    let memory = weight_bytes(shape.num_parameters(), execution.dtype)
+    let memory = frozen_bytes(shape, Head::Token, execution.dtype, task.quantize)
         + execution.micro_batch as u64 * shape.cache_bytes(tokens, execution.dtype);
     vec![
         entry("parameters", grouped(shape.num_parameters())),
@@ -265,15 +267,12 @@ fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
 /// model's; on a shared backbone all of them stand on the policy's.
 fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
     let (trained, value_trained) = ppo_trained(task);
-    let (policy, value) = (
-        weight_bytes(task.shape.num_parameters(), dtype),
-        weight_bytes(task.value_shape.num_parameters_scalar(), dtype),
-    );
-    let rewards = task.reward.len() as u64;
-    let frozen = match &task.lora {
-        Some(lora) if lora.share_backbone => policy + rewards * weight_bytes(value_trained, dtype),
-        _ => policy + rewards * value,
+    let policy = frozen_bytes(&task.shape, Head::Token, dtype, task.reference_quantize);
+    let of_reward = |source: &RewardSource| match &task.lora {
+        Some(lora) if lora.share_backbone => weight_bytes(value_trained, dtype),
+        _ => frozen_bytes(&task.value_shape, Head::Scalar, dtype, source.quantize),
     };
+    let frozen = policy + task.reward.iter().map(of_reward).sum::<u64>();
     let ema = match task.ema {
         Some(_) => weight_bytes(trained, wide(dtype)),
         None => 0,

@@ -72,6 +72,17 @@ pub enum Dtype {
     F64,
 }
 
+/// How the matrices of a model that is not trained are kept: fewer bits a weight, made of the folder's
+/// numbers when they are read. Embeddings, norms, biases and the head stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// 8 bits, and a scale for each output.
+    Int8,
+    /// 4 bits, and scale and minimum for each group of [`Quantization::GROUP`] along the inputs.
+    Int4,
+}
+
 /// Where an artefact comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "snake_case")]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lora::LoraPlan;
-use crate::plan::{OptimizerPlan, Overlong, Source};
+use crate::plan::{OptimizerPlan, Overlong, Quantization, Source};
 use crate::shape::ModelShape;
 
 /// Sampling of responses, ranked by a labeler.
@@ -11,6 +11,9 @@ use crate::shape::ModelShape;
 pub struct LabelPlan {
     /// The model that responds.
     pub model: Source,
+    /// How that model's matrices are kept; `None`: in the stage's `dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantization>,
     /// Shape of that model.
     pub shape: ModelShape,
     /// Prompts.
@@ -66,6 +69,10 @@ pub struct PpoPlan {
     pub model: Source,
     /// Shape of the policy.
     pub shape: ModelShape,
+    /// How the reference's matrices are kept, and with adapters the policy's under them, which are the same;
+    /// `None`: in the stage's `dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reference_quantize: Option<Quantization>,
     /// Reward models; their weighted sum is the score. The value model starts from the first.
     pub reward: Vec<RewardSource>,
     /// Shape of the value model.
@@ -139,6 +146,10 @@ pub struct RewardSource {
     pub model: Source,
     /// Its weight.
     pub weight: f64,
+    /// How its matrices are kept, and those under the adapters of a value model that stands on them; `None`: in
+    /// the stage's `dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantization>,
 }
 
 /// What becomes of the score of a response that was cut off before its EOS.

@@ -5,12 +5,12 @@ use datasets::DatasetKind;
 use crate::artefacts;
 use crate::data_stages::{GOLD_RULES, sampling};
 use crate::lora::ppo_lora;
-use crate::plan::{Dtype, EosRule, Execution, KlPlan, PpoPlan, RewardSource, Source};
+use crate::plan::{Dtype, EosRule, Execution, KlPlan, PpoPlan, Quantization, RewardSource, Source};
 use crate::pretraining::ptx;
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
 use crate::shape::ModelShape;
-use crate::training::{DTYPES, execution, optimizer};
+use crate::training::{DTYPES, QUANTIZATIONS, execution, optimizer};
 use crate::tree::Value;
 
 pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoPlan, Execution)> {
@@ -44,6 +44,7 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
         ptx: ptx(reader, resolver, &shape)?,
         model,
         shape,
+        reference_quantize: reference_quantize(reader)?,
         reward,
         value_shape,
         prompts,
@@ -130,13 +131,26 @@ fn rewards(
             return Err(reader.problem("model", message, hint));
         }
         let weight = reader.number_opt("weight", Range::FINITE)?.unwrap_or(1.0);
-        rewards.push(RewardSource { model, weight });
+        rewards.push(RewardSource {
+            model,
+            weight,
+            quantize: reader.choice_or_off("quantize", QUANTIZATIONS)?,
+        });
         first.get_or_insert(found);
     }
     match first {
         Some(first) => Ok((rewards, first)),
         None => Err(reader.problem("reward", "must name at least one reward model, is []", hint)),
     }
+}
+
+/// How the reference's matrices are kept.
+fn reference_quantize(reader: &Reader<'_>) -> Outcome<Option<Quantization>> {
+    if reader.table.get("lora").is_some() {
+        let why = "has no meaning beside lora: the reference is the policy without its adapters";
+        reader.refuse("reference.quantize", why, "leave it out")?;
+    }
+    reader.choice_or_off("reference.quantize", QUANTIZATIONS)
 }
 
 /// Refuses a reward model of another tokenizer, where both tokenizers are there to be compared.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use runtime::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{Dtype, GoldRule, SamplingPlan};
+use crate::plan::{Dtype, GoldRule, Quantization, SamplingPlan};
 pub use crate::request_retrieval::{DepthReport, LengthReport, RetrievalReport, RetrievalRequest};
 
 /// How a request is computed.
@@ -16,6 +16,8 @@ pub struct Compute {
     pub device: String,
     /// Type of weights and activations.
     pub dtype: Dtype,
+    /// How the matrices are kept; `None`: in `dtype`.
+    pub quantize: Option<Quantization>,
     /// Rows computed together; changes no result beyond rounding.
     pub batch: usize,
 }

@@ -92,14 +92,17 @@ const LABEL: &[&str] = &[
     "responses",
     "labeler.kind",
     "labeler.rule",
+    "quantize",
     "dtype",
     "micro_batch",
 ];
 
 const PPO: &[&str] = &[
     "model",
+    "reference.quantize",
     "reward[].model",
     "reward[].weight",
+    "reward[].quantize",
     "prompts",
     "pretrain_data",
     "ptx.coef",

@@ -49,6 +49,19 @@ pub struct TensorSpec {
     pub init: Init,
 }
 
+impl TensorSpec {
+    /// Outputs and inputs of a block's matrix, which may be quantised; `None` for other tensors.
+    pub fn block_matrix(&self, shape: &ModelShape) -> Option<[i64; 2]> {
+        let names = shape.names();
+        let in_block = self.name.strip_prefix(names.block)?.starts_with('.');
+        match self.dims[..] {
+            [inputs, outputs] if in_block && names.in_out => Some([outputs, inputs]),
+            [outputs, inputs] if in_block => Some([outputs, inputs]),
+            _ => None,
+        }
+    }
+}
+
 /// The scalar head's name, in every family.
 pub const SCALAR_HEAD: &str = "score.weight";
 

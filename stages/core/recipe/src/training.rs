@@ -6,8 +6,8 @@ use crate::lengthen::lengthened;
 use crate::lora::lora;
 use crate::model_table::{base_shape, fits, model_shape};
 use crate::plan::{
-    Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, RewardPlan, Schedule,
-    SftPlan, Source, TrainPlan,
+    Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, Quantization, RewardPlan,
+    Schedule, SftPlan, Source, TrainPlan,
 };
 use crate::pretraining::mix;
 use crate::reader::{Outcome, Range, Reader};
@@ -25,6 +25,9 @@ pub(crate) const DTYPES: &[(&str, Dtype)] = &[
     ("bf16", Dtype::Bf16),
     ("f64", Dtype::F64),
 ];
+
+pub(crate) const QUANTIZATIONS: &[(&str, Quantization)] =
+    &[("int8", Quantization::Int8), ("int4", Quantization::Int4)];
 
 const SCHEDULES: &[(&str, Schedule)] = &[
     ("constant", Schedule::Constant),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use datasets::Tokenizer;
 use model::{Checkpoint, Model};
-use recipe::plan::{Dtype, LoraPlan, Source, StagePlan};
+use recipe::plan::{Dtype, LoraPlan, Quantization, Source, StagePlan};
 use runtime::files::write_json;
 use runtime::manifest::Manifest;
 use runtime::run_folder::{RunFolder, StageFolder};
@@ -91,7 +91,20 @@ impl StageContext {
     /// A model or tokenizer that is missing, malformed or damaged, or that do not belong together; a
     /// tokenizer without an EOS token.
     pub fn load_checkpoint(&self, source: &Source) -> Result<Checkpoint, TrainerError> {
-        let checkpoint = Checkpoint::load(&self.path(source), self.device, self.kind)?;
+        self.load_frozen(source, None)
+    }
+
+    /// The same for a model whose weights will not be trained; `quantize` as in [`Checkpoint::load_frozen`].
+    ///
+    /// # Errors
+    /// As [`Self::load_checkpoint`].
+    pub fn load_frozen(
+        &self,
+        source: &Source,
+        quantize: Option<Quantization>,
+    ) -> Result<Checkpoint, TrainerError> {
+        let (path, device, kind) = (self.path(source), self.device, self.kind);
+        let checkpoint = Checkpoint::load_frozen(&path, device, kind, quantize)?;
         checkpoint.tokenizer.require_eos()?;
         Ok(checkpoint)
     }

@@ -25,7 +25,7 @@ pub(crate) fn write_model(
     if !model.has_adapter() {
         return Ok(write_folder(dir, model, tokenizer, SHARD_BYTES)?);
     }
-    write_folder(dir, &model.merged(), tokenizer, SHARD_BYTES)?;
+    write_folder(dir, &model.merged()?, tokenizer, SHARD_BYTES)?;
     let adapter = dir.join(ADAPTER);
     create(&adapter)?;
     Ok(model.save_adapter(&adapter)?)
@@ -52,10 +52,12 @@ fn create(dir: &Path) -> Result<(), TrainerError> {
 
 /// Upper estimate of what [`write_model`] writes, bytes: what [`write_trained`] does, and merged weights.
 pub(crate) fn model_bytes(model: &Model, tokenizer: &Tokenizer) -> u64 {
-    let merged = model
-        .has_adapter()
-        .then(|| data_bytes(model.params().values()));
-    merged.unwrap_or(0) + trained_bytes(model, tokenizer)
+    let merged = if model.has_adapter() {
+        (model.num_params() * model.kind().elt_size_in_bytes()) as u64
+    } else {
+        0
+    };
+    merged + trained_bytes(model, tokenizer)
 }
 
 /// Upper estimate of what [`write_trained`] writes, bytes: what is trained, 256 bytes per tokenizer entry

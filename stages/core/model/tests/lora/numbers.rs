@@ -58,7 +58,7 @@ fn merged_equals_unmerged_and_what_peft_merges() {
         let golden = Golden::new(name);
         for (kind, bound) in [(Kind::Double, 1e-9), (Kind::Float, 1e-5)] {
             let adapted = golden.adapted(kind);
-            let merged = adapted.merged();
+            let merged = adapted.merged().expect("merged");
             assert!(adapted.has_adapter() && !merged.has_adapter());
             let unmerged = tch::no_grad(|| out(&adapted, &adapted.hidden(&golden.input())));
             let gap = golden.gap(&merged, &unmerged);

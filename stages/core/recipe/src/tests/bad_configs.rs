@@ -29,7 +29,7 @@ fn keys() {
         (
             "reward = [{ model = \"stage:reward\" }]",
             "reward = [{ model = \"stage:reward\", wieght = 2 }]",
-            "pipeline.toml:12:37: stages.ppo.reward[0].wieght: unknown key\n  hint: did you mean `weight`? known keys here: model, weight",
+            "pipeline.toml:12:37: stages.ppo.reward[0].wieght: unknown key\n  hint: did you mean `weight`? known keys here: model, weight, quantize",
         ),
         (
             "seed = 1",
@@ -90,7 +90,7 @@ fn types() {
         (
             "reward = [{ model = \"stage:reward\" }]",
             "reward = \"stage:reward\"",
-            "pipeline.toml:12:1: stages.ppo.reward: must be a list of tables, is \"stage:reward\"\n  hint: write reward = [{ model = ... }]; known keys: model, weight",
+            "pipeline.toml:12:1: stages.ppo.reward: must be a list of tables, is \"stage:reward\"\n  hint: write reward = [{ model = ... }]; known keys: model, weight, quantize",
         ),
         (
             "optimizer = { lr = 1e-4 }",

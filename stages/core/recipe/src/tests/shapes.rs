@@ -3,8 +3,9 @@
 use serde_json::Value;
 
 use crate::families::Sizes;
-use crate::plan::{Dtype, Execution};
+use crate::plan::{Dtype, Execution, Quantization};
 use crate::shape::{Family, ModelShape};
+use crate::tensors::Head;
 use crate::{arithmetic, sizes};
 
 pub(super) fn named(name: &str) -> ModelShape {
@@ -150,6 +151,24 @@ fn operations_follow_parameters_and_context() {
     let training = shape.training_flops_per_token(forward, 1024, None);
     let difference = training - (6.0 * matrices + attention);
     assert!(difference.abs() < 1.0, "{difference}");
+}
+
+#[test]
+fn quantised_matrices_take_a_quarter_or_less() {
+    assert_eq!(Quantization::Int8.matrix_bytes([3, 65]), 3 * (65 + 4));
+    assert_eq!(Quantization::Int4.matrix_bytes([3, 65]), 3 * 2 * (32 + 8));
+    // GPT-2's matrices are stored the other way round.
+    let shape = sizes::named("gpt2-124m").expect("a size");
+    let (outputs, matrices) = (12 * (2304 + 768 + 3072 + 768), 84_934_656);
+    let rest = 4 * (124_439_808 - matrices);
+    for (quantize, expected) in [
+        (None, 4 * 124_439_808),
+        (Some(Quantization::Int8), rest + matrices + 4 * outputs),
+        (Some(Quantization::Int4), rest + matrices * 5 / 8),
+    ] {
+        let found = arithmetic::frozen_bytes(&shape, Head::Token, Dtype::F32, quantize);
+        assert_eq!(found, expected, "{quantize:?}");
+    }
 }
 
 #[test]
