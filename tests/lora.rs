@@ -32,46 +32,72 @@ const SETTINGS: [&str; 12] = [
     "stages.ppo.save_every=1",
 ];
 
-fn adapted(run: &Path) -> Command {
+/// What puts the weights under those adapters into few bits.
+const FEW_BITS: [&str; 3] = [
+    "stages.sft.quantize=int4",
+    "stages.reward.quantize=int8",
+    "stages.ppo.quantize=int4",
+];
+
+fn adapted(run: &Path, more: &[&str]) -> Command {
     let mut command = rlhf_run(&tiny(), run);
-    for setting in SETTINGS {
+    for setting in SETTINGS.iter().chain(more) {
         command.args(["--set", setting]);
     }
     command
 }
 
+fn finished(more: &[&str]) -> Outcome<(TempDir, PathBuf)> {
+    let folder = scratch()?;
+    let run = copy_of_finished_run(folder.path())?;
+    say(adapted(&run, more).args(["--restart", "sft"]))?.ended(0);
+    Ok((folder, run))
+}
+
 /// A finished run of adapters on the tiny pipeline's base model. Nobody changes it.
 fn adapted_run() -> &'static Path {
     static RUN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let make = || -> Outcome<(TempDir, PathBuf)> {
-        let folder = scratch()?;
-        let run = copy_of_finished_run(folder.path())?;
-        say(adapted(&run).args(["--restart", "sft"]))?.ended(0);
-        Ok((folder, run))
-    };
-    &RUN.get_or_init(|| make().expect("a run of adapters")).1
+    &RUN.get_or_init(|| finished(&[]).expect("a run of adapters"))
+        .1
+}
+
+/// The same on weights of few bits.
+fn quantized_run() -> &'static Path {
+    static RUN: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    &RUN.get_or_init(|| finished(&FEW_BITS).expect("a run of adapters on few bits"))
+        .1
 }
 
 #[test]
 fn a_run_of_adapters_that_is_killed_makes_the_same_bytes() -> Outcome {
-    let expected = adapted_run();
+    let kills = [("sft", 7), ("reward", 4), ("ppo", 3)];
+    killed_makes_the_same(adapted_run(), &[], &kills)
+}
+
+#[test]
+fn a_run_of_adapters_on_few_bits_that_is_killed_makes_the_same_bytes() -> Outcome {
+    killed_makes_the_same(quantized_run(), &FEW_BITS, &[("reward", 4), ("ppo", 3)])
+}
+
+/// Kills a run once in each stage of `kills`, when its metrics have so many lines.
+fn killed_makes_the_same(expected: &Path, more: &[&str], kills: &[(&str, usize)]) -> Outcome {
     let folder = scratch()?;
     let run = copy_of_finished_run(folder.path())?;
-    for (stage, lines) in [("sft", 7), ("reward", 4), ("ppo", 3)] {
+    for (index, (stage, lines)) in kills.iter().enumerate() {
         let metrics = run.join(stage).join("metrics.jsonl");
-        let mut command = adapted(&run);
-        if stage == "sft" {
+        let mut command = adapted(&run, more);
+        if index == 0 {
             command.args(["--restart", "sft"]);
         }
         let front = Front::start(&mut command, folder.path())?;
         let running = run.join(stage).join("done.json");
         wait_until("some steps", || {
-            Ok(!running.exists() && num_lines(&metrics) >= lines)
+            Ok(!running.exists() && num_lines(&metrics) >= *lines)
         })?;
         front.kill_both()?;
         assert!(!running.exists(), "{stage} was done before");
     }
-    say(&mut adapted(&run))?.ended(0);
+    say(&mut adapted(&run, more))?.ended(0);
     for stage in ["sft", "reward", "ppo"] {
         for part in ["final", "final-raw", "rollouts"] {
             let (ours, theirs) = (run.join(stage).join(part), expected.join(stage).join(part));
@@ -90,7 +116,14 @@ fn a_run_of_adapters_that_is_killed_makes_the_same_bytes() -> Outcome {
 
 #[test]
 fn ppo_starts_at_its_reference_and_agrees_with_what_it_sampled() -> Outcome {
-    let rows = read_metrics(&adapted_run().join("ppo/metrics.jsonl"))?;
+    for run in [adapted_run(), quantized_run()] {
+        starts_at_its_reference(run)?;
+    }
+    Ok(())
+}
+
+fn starts_at_its_reference(run: &Path) -> Outcome {
+    let rows = read_metrics(&run.join("ppo/metrics.jsonl"))?;
     let at = |step: u64, name: &str| -> Outcome<f64> {
         let row = rows
             .iter()
@@ -211,6 +244,52 @@ fn final_is_the_adapters_merged_into_what_they_stand_on() -> Outcome {
             "{line}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn adapters_on_few_bits_are_merged_into_the_weights_as_they_were() -> Outcome {
+    let run = quantized_run();
+    let path = |name: &str| run.join(name).to_string_lossy().into_owned();
+    for (base, folder) in [("pretrain/final", "sft/final"), ("sft/final", "ppo/final")] {
+        let scratch = scratch()?;
+        let out = scratch.path().join("merged").to_string_lossy().into_owned();
+        let (base, model) = (path(base), path(folder));
+        let adapter = path(&format!("{folder}/adapter"));
+        let merge = [
+            "model",
+            "merge",
+            "--model",
+            &base,
+            "--adapter",
+            &adapter,
+            "--out",
+            &out,
+        ];
+        say(rlhf().args(merge))?.ended(0);
+        let said = say(rlhf().args(["model", "diff", &out, &model]))?.ended(0);
+        assert!(said.out.starts_with("equal: "), "{}", said.out);
+
+        let on_codes = [
+            "--model",
+            &base,
+            "--adapter",
+            &adapter,
+            "--quantize",
+            "int4",
+        ];
+        let on_codes = scores(&on_codes, "logprobs")?;
+        let merged = scores(&["--model", &model], "logprobs")?;
+        let gaps = on_codes.iter().zip(&merged).map(|(a, b)| (a - b).abs());
+        let gap = gaps.fold(0.0, f64::max);
+        assert!(1e-4 < gap && gap < 2.0, "{folder}: {gap}");
+    }
+    let said = say(rlhf()
+        .arg("plan")
+        .arg(tiny())
+        .args(["--set", "stages.sft.quantize=int4"]))?;
+    said.ended(2)
+        .names(&["stages.sft.quantize: needs lora", "hint: add lora = "]);
     Ok(())
 }
 

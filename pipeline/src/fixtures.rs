@@ -49,6 +49,7 @@ pub fn pipeline() -> Result<Pipeline, Box<dyn Error>> {
     };
     let sft = SftPlan {
         lora: None,
+        quantize: None,
         model: from_stage("pretrain"),
         shape: shape(),
         data: from_stage("corpus"),

@@ -58,7 +58,7 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
 fn start(ctx: &StageContext, plan: &RewardPlan) -> Result<(Model, Tokenizer), RewardError> {
     let Checkpoint {
         model, tokenizer, ..
-    } = ctx.load_checkpoint(&plan.model)?;
+    } = ctx.load_frozen(&plan.model, plan.quantize)?;
     let lora = plan.lora.as_ref();
     let model = ctx.adapt(model.to_scalar(ctx.seed), lora, &plan.model, "adapters");
     Ok((model, tokenizer))

@@ -15,7 +15,7 @@ use crate::data::Data;
 pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
     let Checkpoint {
         model, tokenizer, ..
-    } = ctx.load_checkpoint(&plan.model)?;
+    } = ctx.load_frozen(&plan.model, plan.quantize)?;
     let model = model.with_positions(&plan.shape);
     let data = Data::open(ctx, plan, &tokenizer)?;
     let model = ctx.adapt(model, plan.lora.as_ref(), &plan.model, "adapters");

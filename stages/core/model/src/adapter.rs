@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use recipe::lora::{LORA_A, LORA_B, LoraPlan};
 use recipe::tensors::{Head, SCALAR_HEAD};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
 use crate::parameters::{Parameters, copy, map};
@@ -70,7 +70,8 @@ impl LowRank {
             Kind::Double => Kind::Double,
             _ => Kind::Float,
         };
-        let [a_ri, b_or] = [&self.a_ri, &self.b_or].map(|tensor| tensor.to_kind(wide));
+        let there = |tensor: &Tensor| tensor.to_device(weight.device()).to_kind(wide);
+        let (a_ri, b_or) = (there(&self.a_ri), there(&self.b_or));
         let delta_oi = b_or.matmul(&a_ri) * self.scale;
         let delta = if in_out { delta_oi.tr() } else { delta_oi };
         (weight.to_kind(wide) + delta).to_kind(weight.kind())
@@ -127,14 +128,16 @@ impl Model {
     }
 
     /// This model with its adapters added into the weights. What has no adapter is shared with this model. The
-    /// weights of a quantised model are those that its codes were made of: they are read once more.
+    /// weights of a quantised model are those that its codes were made of: they are read once more, into the
+    /// host's memory, since a device that codes were needed for has no room for them.
     ///
     /// # Errors
     /// As [`Model::load`], of the folder that a quantised model was read from.
     pub fn merged(&self) -> Result<Self, ModelError> {
         let mut dense = map(self.params(), Tensor::shallow_clone);
         if let Some(quantized) = &self.parameters.quantized {
-            let origin = Self::load(&quantized.origin, self.device(), self.kind())?;
+            dense = map(&dense, |tensor| tensor.to_device(Device::Cpu));
+            let origin = Self::load(&quantized.origin, Device::Cpu, self.kind())?;
             let read = origin.parameters.dense.into_iter();
             dense.extend(read.filter(|(name, _)| quantized.matrices.contains_key(name)));
         }

@@ -167,12 +167,19 @@ pub fn training_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
     num_parameters * per_parameter
 }
 
-/// A model that is trained: as [`training_bytes`], or frozen weights and the training of adapters.
-pub fn model_bytes(shape: &ModelShape, head: Head, lora: Option<&LoraPlan>, dtype: Dtype) -> u64 {
+/// A model that is trained: as [`training_bytes`], or frozen weights, kept as `quantize` says, and the training
+/// of adapters.
+pub fn model_bytes(
+    shape: &ModelShape,
+    head: Head,
+    dtype: Dtype,
+    lora: Option<&LoraPlan>,
+    quantize: Option<Quantization>,
+) -> u64 {
     let trained = training_bytes(shape.num_trainable(head, lora), dtype);
     match lora {
         None => trained,
-        Some(_) => weight_bytes(num_numbers(shape, head), dtype) + trained,
+        Some(_) => frozen_bytes(shape, head, dtype, quantize) + trained,
     }
 }
 

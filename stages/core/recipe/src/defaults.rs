@@ -170,7 +170,12 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         Number(1.0),
         "the model's own distribution",
     ),
-    (&["label"], "quantize", Flag(false), "off: exact"),
+    (
+        &["sft", "label", "reward", "ppo"],
+        "quantize",
+        Flag(false),
+        "off: exact",
+    ),
     (&["ppo"], "reference.quantize", Flag(false), "off: exact"),
     (&["ppo"], "reward[].quantize", Flag(false), "off: exact"),
     (&["ppo"], "batch", Integer(512), "InstructGPT's"),

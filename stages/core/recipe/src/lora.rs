@@ -5,11 +5,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::nearest;
-use crate::plan::{PpoLora, RewardSource, Source, StagePlan, Task};
+use crate::plan::{PpoLora, Quantization, RewardSource, Source, StagePlan, Task};
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::Resolver;
 use crate::shape::ModelShape;
 use crate::tensors::{Init, Matrix, TensorSpec, matrices};
+use crate::training::QUANTIZATIONS;
 
 /// Adapters on some matrices of every block: `y = W x + scale B A x`, where the model's own weights are
 /// frozen and `A` (`[r, i]`) and `B` (`[o, r]`) are trained.
@@ -100,6 +101,24 @@ pub(crate) fn lora(reader: &Reader<'_>, shape: &ModelShape) -> Outcome<Option<Lo
         rslora: reader.flag("lora.rslora")?,
         target_modules: targets(reader, shape)?,
     }))
+}
+
+/// How the frozen matrices under adapters are kept (Dettmers et al. 2023).
+pub(crate) fn under_adapters(reader: &Reader<'_>) -> Outcome<Option<Quantization>> {
+    let quantize = reader.choice_or_off("quantize", QUANTIZATIONS)?;
+    if quantize.is_none() || reader.table.get("lora").is_some() {
+        return Ok(quantize);
+    }
+    let message =
+        "needs lora: without adapters all weights are trained, and those of few bits cannot be";
+    let hint = match reader.kind {
+        "ppo" => {
+            "add lora = { r = 8 }, or quantise only what is frozen: reference = { quantize = \"int8\" } and \
+             reward = [{ model = \"stage:NAME\", quantize = \"int8\" }]"
+        }
+        _ => "add lora = { r = 8 }, or leave quantize out",
+    };
+    Err(reader.problem("quantize", message, hint))
 }
 
 /// The matrices that `lora.target_modules` names in a model of this shape.

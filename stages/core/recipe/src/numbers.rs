@@ -6,8 +6,8 @@ use crate::arithmetic::{
     final_learning_rate, frozen_bytes, model_bytes, training_bytes, weight_bytes,
 };
 use crate::plan::{
-    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PpoPlan, PretrainPlan, RewardSource,
-    Source, StagePlan, Task, TrainPlan,
+    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PpoPlan, PretrainPlan, Quantization,
+    RewardSource, Source, StagePlan, Task, TrainPlan,
 };
 use crate::shape::ModelShape;
 use crate::tensors::Head;
@@ -27,6 +27,7 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
                 shape: &task.shape,
                 head: Head::Token,
                 lora: task.lora.as_ref(),
+                quantize: task.quantize,
                 execution,
             };
             training(&cost, &task.train, task.context, 1)
@@ -37,6 +38,7 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
                 shape: &task.shape,
                 head: Head::Scalar,
                 lora: task.lora.as_ref(),
+                quantize: task.quantize,
                 execution,
             };
             training(
@@ -65,6 +67,7 @@ struct Cost<'a> {
     shape: &'a ModelShape,
     head: Head,
     lora: Option<&'a LoraPlan>,
+    quantize: Option<Quantization>,
     execution: &'a Execution,
 }
 
@@ -84,6 +87,7 @@ fn pretrain(task: &PretrainPlan, execution: &Execution) -> Numbers {
         shape: &task.model,
         head: Head::Token,
         lora: None,
+        quantize: None,
         execution,
     };
     training(&cost, &task.train, task.context, 1)
@@ -95,6 +99,7 @@ fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> 
         shape,
         head,
         lora,
+        quantize,
         execution,
     } = *cost;
     let tokens_per_update = (train.batch * rows * context) as f64;
@@ -110,13 +115,12 @@ fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> 
         Head::Scalar => (shape.num_parameters_scalar(), 0),
     };
     let update = shape.activation_bytes(micro_tokens, execution) + logits;
-    let mut memory = model_bytes(shape, head, lora, execution.dtype) + update;
+    let mut memory = model_bytes(shape, head, execution.dtype, lora, quantize) + update;
     let mut numbers = vec![entry("parameters", grouped(parameters))];
     if lora.is_some() {
         let trained = shape.num_trainable(head, lora);
         numbers.push(entry("trained parameters", grouped(trained)));
-        // The merged weights of `final/`, once nothing is updated any more.
-        let merged = weight_bytes(parameters, execution.dtype);
+        let merged = merged_bytes(parameters, execution.dtype, quantize);
         memory += merged.saturating_sub(update);
     }
     numbers.extend([
@@ -150,7 +154,22 @@ fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> 
         number(final_learning_rate(&train.optimizer)),
     ));
     numbers.push(entry("peak memory, predicted", bytes(memory)));
+    if let Some(host) = quantize.map(|_| weight_bytes(parameters, execution.dtype)) {
+        numbers.push(entry(HOST_MEMORY, bytes(host)));
+    }
     numbers
+}
+
+/// What is made of adapters on codes for `final/`.
+const HOST_MEMORY: &str = "merged weights at the end, in the host's memory";
+
+/// The merged weights of `final/`, once nothing is updated any more. Those of a quantised model are made in the
+/// host's memory ([`HOST_MEMORY`]).
+fn merged_bytes(parameters: u64, dtype: Dtype, quantize: Option<Quantization>) -> u64 {
+    match quantize {
+        Some(_) => 0,
+        None => weight_bytes(parameters, dtype),
+    }
 }
 
 fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
@@ -207,6 +226,10 @@ fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
             bytes(ppo_bytes(task, tokens, execution)),
         ),
     ]);
+    if task.lora.is_some() && task.reference_quantize.is_some() {
+        let host = weight_bytes(task.shape.num_parameters(), execution.dtype);
+        numbers.push(entry(HOST_MEMORY, bytes(host)));
+    }
     numbers
 }
 
@@ -256,7 +279,7 @@ fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
     let update = task.shape.activation_bytes(micro_tokens, execution)
         + task.shape.logit_bytes(micro_tokens, dtype);
     let merged = match task.lora {
-        Some(_) => weight_bytes(task.shape.num_parameters(), dtype),
+        Some(_) => merged_bytes(task.shape.num_parameters(), dtype, task.reference_quantize),
         None => 0,
     };
     ppo_resident_bytes(task, dtype) + cache.max(update).max(merged)

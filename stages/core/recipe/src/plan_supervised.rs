@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lora::LoraPlan;
-use crate::plan::{Overlong, Source};
+use crate::plan::{Overlong, Quantization, Source};
 use crate::shape::ModelShape;
 
 /// How long a stage trains.
@@ -106,6 +106,9 @@ pub struct SftPlan {
     /// Adapters that are trained in place of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraPlan>,
+    /// How the matrices under the adapters are kept; `None`: in the stage's `dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantization>,
     /// The loop.
     pub train: TrainPlan,
 }
@@ -140,6 +143,9 @@ pub struct RewardPlan {
     /// Adapters that are trained in place of the weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraPlan>,
+    /// How the matrices under the adapters are kept; `None`: in the stage's `dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantize: Option<Quantization>,
     /// The loop; a batch counts prompts.
     pub train: TrainPlan,
 }

@@ -4,7 +4,7 @@ use datasets::DatasetKind;
 
 use crate::artefacts;
 use crate::data_stages::{GOLD_RULES, sampling};
-use crate::lora::ppo_lora;
+use crate::lora::{ppo_lora, under_adapters};
 use crate::plan::{Dtype, EosRule, Execution, KlPlan, PpoPlan, Quantization, RewardSource, Source};
 use crate::pretraining::ptx;
 use crate::reader::{Outcome, Range, Reader};
@@ -16,7 +16,8 @@ use crate::tree::Value;
 pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoPlan, Execution)> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
     let shape = resolver.shape(reader, "model", &model)?;
-    let (reward, value_shape) = rewards(reader, resolver, &model, &shape)?;
+    let under_policy = under_adapters(reader)?;
+    let (reward, value_shape) = rewards(reader, resolver, (&model, &shape), under_policy)?;
     let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
     let sampling = sampling(reader, &shape)?;
     let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens;
@@ -44,7 +45,7 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
         ptx: ptx(reader, resolver, &shape)?,
         model,
         shape,
-        reference_quantize: reference_quantize(reader)?,
+        reference_quantize: reference_quantize(reader, under_policy)?,
         reward,
         value_shape,
         prompts,
@@ -101,8 +102,8 @@ fn minibatch(reader: &Reader<'_>, batch: usize) -> Outcome<usize> {
 fn rewards(
     reader: &Reader<'_>,
     resolver: &Resolver<'_>,
-    policy: &Source,
-    shape: &ModelShape,
+    (policy, shape): (&Source, &ModelShape),
+    under_policy: Option<Quantization>,
 ) -> Outcome<(Vec<RewardSource>, ModelShape)> {
     let hint = "write reward = [{ model = \"stage:NAME\", weight = 1.0 }]";
     let written = reader.table.get("reward").map(|entry| &entry.node.value);
@@ -110,6 +111,7 @@ fn rewards(
         return Err(reader.missing("reward", hint));
     };
     let mut rewards = Vec::with_capacity(items.len());
+    let shared = reader.flag("lora.share_backbone")?;
     let mut first = None;
     for (index, item) in items.iter().enumerate() {
         let reader = Reader {
@@ -134,7 +136,7 @@ fn rewards(
         rewards.push(RewardSource {
             model,
             weight,
-            quantize: reader.choice_or_off("quantize", QUANTIZATIONS)?,
+            quantize: reward_quantize(&reader, shared, under_policy)?,
         });
         first.get_or_insert(found);
     }
@@ -144,13 +146,39 @@ fn rewards(
     }
 }
 
-/// How the reference's matrices are kept.
-fn reference_quantize(reader: &Reader<'_>) -> Outcome<Option<Quantization>> {
-    if reader.table.get("lora").is_some() {
-        let why = "has no meaning beside lora: the reference is the policy without its adapters";
-        reader.refuse("reference.quantize", why, "leave it out")?;
+/// How a reward model's matrices are kept: as those under the policy's adapters, where it says nothing else. On
+/// a shared backbone it has none of its own.
+fn reward_quantize(
+    reader: &Reader<'_>,
+    shared: bool,
+    under_policy: Option<Quantization>,
+) -> Outcome<Option<Quantization>> {
+    if shared {
+        let why = "has no meaning beside share_backbone: the policy's weights are under the reward model's adapters";
+        reader.refuse("quantize", why, "write quantize in the stage's own table")?;
+        return Ok(None);
     }
-    reader.choice_or_off("reference.quantize", QUANTIZATIONS)
+    match reader.written("quantize") {
+        Some(_) => reader.choice_or_off("quantize", QUANTIZATIONS),
+        None => Ok(under_policy),
+    }
+}
+
+/// How the reference's matrices are kept. With adapters they are those under the policy's.
+fn reference_quantize(
+    reader: &Reader<'_>,
+    under_policy: Option<Quantization>,
+) -> Outcome<Option<Quantization>> {
+    if reader.table.get("lora").is_none() {
+        return reader.choice_or_off("reference.quantize", QUANTIZATIONS);
+    }
+    let why = "has no meaning beside lora: the reference is the policy without its adapters";
+    reader.refuse(
+        "reference.quantize",
+        why,
+        "write quantize in the stage's own table",
+    )?;
+    Ok(under_policy)
 }
 
 /// Refuses a reward model of another tokenizer, where both tokenizers are there to be compared.

@@ -99,6 +99,7 @@ const LABEL: &[&str] = &[
 
 const PPO: &[&str] = &[
     "model",
+    "quantize",
     "reference.quantize",
     "reward[].model",
     "reward[].weight",
@@ -157,6 +158,7 @@ pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
                 "overlong",
                 "pretrain_data",
                 "pretrain_share",
+                "quantize",
                 "lora.dropout",
             ],
             LORA,
@@ -174,6 +176,7 @@ pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
                 "demonstrations",
                 "context",
                 "overlong",
+                "quantize",
                 "lora.dropout",
             ],
             LORA,

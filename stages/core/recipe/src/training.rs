@@ -3,7 +3,7 @@
 use datasets::DatasetKind;
 
 use crate::lengthen::lengthened;
-use crate::lora::lora;
+use crate::lora::{lora, under_adapters};
 use crate::model_table::{base_shape, fits, model_shape};
 use crate::plan::{
     Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, Quantization, RewardPlan,
@@ -101,6 +101,7 @@ pub(crate) fn sft(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<SftPl
     let train = train(reader)?;
     Ok(SftPlan {
         lora: lora(reader, &shape)?,
+        quantize: under_adapters(reader)?,
         model,
         shape,
         data,
@@ -124,6 +125,7 @@ pub(crate) fn reward(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<Re
     let overlong = reader.choice("overlong", OVERLONG)?;
     Ok(RewardPlan {
         lora: lora(reader, &shape)?,
+        quantize: under_adapters(reader)?,
         model,
         shape,
         data,

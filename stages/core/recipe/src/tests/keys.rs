@@ -114,8 +114,8 @@ const VALUES: &[Row] = &[
     ("whiten_advantages", "false", &[]),
 ];
 
-/// Keys of which [`BASE`] has the only value there is, keys that name models, and those of a pretraining
-/// that continues one: other tests read them.
+/// Keys of which [`BASE`] has the only value there is, keys that name models, those of a pretraining that
+/// continues one, and those of adapters' frozen weights: other tests read them.
 const FIXED: &[(&str, &str)] = &[
     ("import", "kind"),
     ("pretrain", "kind"),
@@ -123,11 +123,14 @@ const FIXED: &[(&str, &str)] = &[
     ("pretrain", "rope.factor"),
     ("pretrain", "rope.theta"),
     ("sft", "kind"),
+    ("sft", "quantize"),
     ("label", "kind"),
     ("label", "labeler.kind"),
     ("label", "labeler.rule"),
     ("reward", "kind"),
+    ("reward", "quantize"),
     ("ppo", "kind"),
+    ("ppo", "quantize"),
     ("ppo", "lora.share_backbone"),
 ];
 

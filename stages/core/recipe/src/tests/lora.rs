@@ -4,7 +4,7 @@ use super::{BASE, Project, base_with};
 use crate::families::Sizes;
 use crate::lora::LoraPlan;
 use crate::numbers::stage_numbers;
-use crate::plan::{Plan, PpoLora, Task};
+use crate::plan::{Plan, PpoLora, Quantization, Task};
 use crate::shape::{Family, ModelShape};
 use crate::tensors::{Head, tensors};
 
@@ -231,6 +231,81 @@ fn what_is_trained_is_counted_exactly() {
     assert_eq!(number(&plan, "sft", "parameters"), all);
 }
 
+#[test]
+fn weights_under_adapters_take_fewer_bits() {
+    let plan = base_with(&[
+        ("stages.sft.lora.r", "4"),
+        ("stages.sft.quantize", "int4"),
+        ("stages.reward.lora.r", "4"),
+        ("stages.reward.quantize", "int8"),
+        ("stages.ppo.lora.r", "4"),
+        ("stages.ppo.quantize", "int4"),
+    ]);
+    let (Task::Sft(sft), Task::Reward(reward), Task::Ppo(ppo)) = (
+        &plan.stage("sft").expect("sft").task,
+        &plan.stage("reward").expect("reward").task,
+        &plan.stage("ppo").expect("ppo").task,
+    ) else {
+        panic!("{plan:?}");
+    };
+    assert_eq!(sft.quantize, Some(Quantization::Int4));
+    assert_eq!(reward.quantize, Some(Quantization::Int8));
+    assert_eq!(ppo.reference_quantize, Some(Quantization::Int4));
+    // What the value model's adapters stand on.
+    assert_eq!(ppo.reward[0].quantize, Some(Quantization::Int4));
+    let text = plan.to_toml().expect("a text");
+    assert_eq!(Plan::from_toml(&text).expect("a plan"), plan);
+
+    let of_reward = |more: &[(&str, &str)]| {
+        let plan = base_with(&[more, &[("stages.ppo.lora.r", "4")]].concat());
+        match &plan.stage("ppo").expect("ppo").task {
+            Task::Ppo(ppo) => (ppo.reference_quantize, ppo.reward[0].quantize),
+            other => panic!("{other:?}"),
+        }
+    };
+    let int4 = ("stages.ppo.quantize", "int4");
+    let key = "stages.ppo.reward.0.quantize";
+    let (four, eight) = (Some(Quantization::Int4), Some(Quantization::Int8));
+    assert_eq!(of_reward(&[int4, (key, "int8")]), (four, eight));
+    assert_eq!(of_reward(&[int4, (key, "false")]), (four, None));
+    assert_eq!(of_reward(&[(key, "int8")]), (None, eight));
+}
+
+#[test]
+fn few_bits_that_would_be_trained_or_have_no_meaning_are_refused() {
+    let project = Project::new(BASE);
+    let needs =
+        "needs lora: without adapters all weights are trained, and those of few bits cannot be";
+    let int4 = |stage| (stage, "int4");
+    for key in ["stages.sft.quantize", "stages.reward.quantize"] {
+        let refusal = project.refusal(&[int4(key)]);
+        let expected =
+            format!("{key}: {needs}\n  hint: add lora = {{ r = 8 }}, or leave quantize out");
+        assert!(refusal.contains(&expected), "{refusal}");
+    }
+    let refusal = project.refusal(&[int4("stages.ppo.quantize")]);
+    let expected = format!(
+        "stages.ppo.quantize: {needs}\n  hint: add lora = {{ r = 8 }}, or quantise only what is frozen: reference = "
+    );
+    assert!(refusal.contains(&expected), "{refusal}");
+
+    let beside_lora = [
+        ("stages.ppo.lora.r", "4"),
+        int4("stages.ppo.reference.quantize"),
+    ];
+    let refusal = project.refusal(&beside_lora);
+    let expected = "the reference is the policy without its adapters\n  hint: write quantize in the stage's own table";
+    assert!(refusal.contains(expected), "{refusal}");
+    let shared = [&SHARED[..], &[int4("stages.ppo.reward.0.quantize")]].concat();
+    let refusal = project.refusal(&shared);
+    assert!(
+        refusal.contains("has no meaning beside share_backbone"),
+        "{refusal}"
+    );
+    let refusal = project.refusal(&[("stages.pretrain.quantize", "int4")]);
+    assert!(refusal.contains("unknown key"), "{refusal}");
+}
+
 /// PPO of four 7B models: more than 250 GiB with all weights trained in bf16, or one backbone, and its
 /// merged copy at the end.
 #[test]
@@ -260,4 +335,18 @@ fn a_7b_ppo_on_one_backbone_fits_a_card_of_80_gb() {
         "{apart} {shared}"
     );
     assert!(shared * 1.074 < 80.0, "{shared} GiB");
+    let few_bits = [&SHARED[..], &[("stages.ppo.quantize", "int4")]].concat();
+    let quantized = memory(&few_bits);
+    assert!(quantized < shared - 8.0, "{shared} {quantized}");
+    // A row at a time, what is left is codes and adapters: no card is too small for these.
+    let by_rows = memory(&[&few_bits[..], &[("stages.ppo.micro_batch", "1")]].concat());
+    assert!(by_rows < 7.0, "{by_rows}");
+    assert_eq!(
+        number(
+            &base_with(&[&seven[..], &few_bits].concat()),
+            "ppo",
+            "merged weights at the end, in the host's memory"
+        ),
+        "12.1 GiB"
+    );
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use model::{Model, weights};
-use recipe::plan::{LoraPlan, Source};
+use recipe::plan::{LoraPlan, Quantization, Source};
 use runtime::manifest::{Manifest, files_below};
 use runtime::run_folder::{RunFolder, StageFolder};
 use serde_json::json;
@@ -39,10 +39,31 @@ fn names(root: &Path) -> Result<Vec<String>, Box<dyn std::error::Error>> {
     Ok(names)
 }
 
+/// The tiny model in a folder, as tensors and as codes.
+fn bases(dir: &Path, kind: Kind) -> Result<[Model; 3], Box<dyn std::error::Error>> {
+    tiny_model(1, kind).save(dir)?;
+    let load = |quantize| Model::load_frozen(dir, Device::Cpu, kind, quantize);
+    let codes = [Quantization::Int8, Quantization::Int4].map(|quantize| load(Some(quantize)));
+    let [int8, int4] = codes;
+    Ok([load(None)?, int8?, int4?])
+}
+
+/// What must stay as it is: the tensors, and the numbers that codes stand for.
+fn frozen_bits(base: &Model) -> Vec<Vec<u8>> {
+    bits(base.dequantized().params())
+}
+
 #[test]
 fn a_session_of_adapters_that_died_ends_with_the_same_bytes() -> Outcome {
-    let base = tiny_model(1, Kind::Float);
-    let frozen = bits(base.params());
+    let dir = tempfile::tempdir()?;
+    for base in bases(dir.path(), Kind::Float)? {
+        session_that_died(&base)?;
+    }
+    Ok(())
+}
+
+fn session_that_died(base: &Model) -> Outcome {
+    let frozen = frozen_bits(base);
     // A session starts from other adapters each time: only the snapshot can bring the right ones back.
     let adapted = |seed| base.share().with_new_adapter(&lora(), "base", seed);
     let (whole, broken) = (tempfile::tempdir()?, tempfile::tempdir()?);
@@ -51,7 +72,7 @@ fn a_session_of_adapters_that_died_ends_with_the_same_bytes() -> Outcome {
     for (until, seed) in [(1, 1), (3, 1), (5, 2), (6, 3), (u64::MAX, 4)] {
         train(&broken, adapted(seed), until)?;
     }
-    assert!(bits(base.params()) == frozen, "frozen weights have changed");
+    assert!(frozen_bits(base) == frozen, "frozen weights have changed");
     let final_files = names(&whole.stage.final_dir())?;
     for file in &final_files {
         let read = |ctx: &StageContext| fs::read(ctx.stage.final_dir().join(file));
@@ -198,44 +219,54 @@ impl Run {
 fn models_on_one_backbone_continue_to_the_bit_and_leave_it_as_it_is() -> Outcome {
     for kind in [Kind::Float, Kind::BFloat16] {
         let dir = tempfile::tempdir()?;
-        let stage = RunFolder::open_or_create(dir.path())?.stage("ppo");
-        fs::create_dir_all(stage.root())?;
-        let backbone = tiny_model(1, kind);
-        let frozen = bits(backbone.params());
-        let mut whole = Run::new(&backbone, 1);
-        whole.train(0..2)?;
-        whole.save(&stage, 2)?;
-        whole.train(2..4)?;
-        let mut resumed = Run::new(&backbone, 50);
-        assert!(resumed.all_bits() != whole.all_bits());
-        resumed.restore(&stage.snapshot_dir(2))?;
-        resumed.train(2..4)?;
-        assert!(resumed.all_bits() == whole.all_bits(), "{kind:?}");
-        assert!(bits(backbone.params()) == frozen, "{kind:?}");
-        assert!(!backbone.params().values().any(Tensor::requires_grad));
-
-        // The average of the adapters is what is handed on.
-        let [policy, _] = &mut whole.models;
-        whole.ema.apply(policy);
-        let manifest = Manifest::new("checkpoint", "ppo", 4);
-        finish(
-            &stage.final_dir(),
-            policy,
-            &[],
-            &tiny_tokenizer()?,
-            manifest,
-        )?;
-        let merged = Model::load(&stage.final_dir(), Device::Cpu, kind)?;
-        assert!(bits(merged.params()) == bits(policy.merged()?.params()));
-        let read = backbone.with_adapter(&stage.final_dir().join("adapter"))?;
-        for (name, average) in whole.ema.state() {
-            let name = name.trim_end_matches(".ema");
-            assert_eq!(
-                bytes(&read.trainable()[name]),
-                bytes(&average.to_kind(kind)),
-                "{name}"
-            );
+        let bases = bases(dir.path(), kind)?;
+        for backbone in &bases {
+            on_one_backbone(backbone, &bases[0])?;
         }
+    }
+    Ok(())
+}
+
+/// `dense` is what the backbone was read from, as tensors.
+fn on_one_backbone(backbone: &Model, dense: &Model) -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let stage = RunFolder::open_or_create(dir.path())?.stage("ppo");
+    fs::create_dir_all(stage.root())?;
+    let kind = backbone.kind();
+    let frozen = frozen_bits(backbone);
+    let mut whole = Run::new(backbone, 1);
+    whole.train(0..2)?;
+    whole.save(&stage, 2)?;
+    whole.train(2..4)?;
+    let mut resumed = Run::new(backbone, 50);
+    assert!(resumed.all_bits() != whole.all_bits());
+    resumed.restore(&stage.snapshot_dir(2))?;
+    resumed.train(2..4)?;
+    assert!(resumed.all_bits() == whole.all_bits(), "{kind:?}");
+    assert!(frozen_bits(backbone) == frozen, "{kind:?}");
+    assert!(!backbone.params().values().any(Tensor::requires_grad));
+
+    // The average of the adapters is what is handed on, on the weights as they were.
+    let [policy, _] = &mut whole.models;
+    whole.ema.apply(policy);
+    let manifest = Manifest::new("checkpoint", "ppo", 4);
+    finish(
+        &stage.final_dir(),
+        policy,
+        &[],
+        &tiny_tokenizer()?,
+        manifest,
+    )?;
+    let read = dense.with_adapter(&stage.final_dir().join("adapter"))?;
+    let merged = Model::load(&stage.final_dir(), Device::Cpu, kind)?;
+    assert!(bits(merged.params()) == bits(read.merged()?.params()));
+    for (name, average) in whole.ema.state() {
+        let name = name.trim_end_matches(".ema");
+        assert_eq!(
+            bytes(&read.trainable()[name]),
+            bytes(&average.to_kind(kind)),
+            "{name}"
+        );
     }
     Ok(())
 }

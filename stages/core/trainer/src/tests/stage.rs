@@ -95,6 +95,7 @@ pub(super) fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Er
         name: "sft".to_owned(),
         task: Task::Sft(SftPlan {
             lora: None,
+            quantize: None,
             model: Source::Path { path: model },
             shape: shape(),
             data: Source::Path { path: data },
