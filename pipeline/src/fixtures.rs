@@ -103,6 +103,7 @@ fn stage(name: &str, task: Task) -> StagePlan {
     let execution = Execution {
         dtype: Dtype::F32,
         micro_batch: 1,
+        sample_batch: 1,
         checkpointing: false,
         save_every: 1,
         keep: 1,

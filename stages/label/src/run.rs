@@ -192,7 +192,7 @@ impl Labelling<'_> {
             seed: self.ctx.seed,
             purpose: "label",
             eos_ids: self.tokenizer.stop_ids().to_vec(),
-            max_batch: self.ctx.plan.execution.micro_batch,
+            max_batch: self.ctx.plan.execution.sample_batch,
             ..SamplingOptions::default()
         }
     }

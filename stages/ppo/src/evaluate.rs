@@ -133,7 +133,7 @@ pub fn options(ctx: &StageContext, plan: &PpoPlan, models: &Models) -> SamplingO
         seed: ctx.seed,
         purpose: "ppo",
         eos_ids: models.tokenizer.stop_ids().to_vec(),
-        max_batch: ctx.plan.execution.micro_batch,
+        max_batch: ctx.plan.execution.sample_batch,
         ..SamplingOptions::default()
     }
 }

@@ -8,10 +8,10 @@
 
 use datasets::collate::{PromptExample, pad_pairs};
 use generation::{Finish, Request, Sample, SamplingOptions};
-use judge::likelihood::truncated;
+use judge::likelihood::{of_responses, truncated};
 use model::{Input, Model};
 use recipe::plan::EosRule;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor};
 
 use crate::PpoError;
 use crate::advantage::{Moments, gae, token_rewards, whiten};
@@ -200,18 +200,15 @@ pub fn reference_logprobs(
 
 /// Values before each response token.
 pub fn values(models: &Models, episodes: &mut [Episode], micro_batch: usize) {
-    for chunk in episodes.chunks_mut(micro_batch) {
-        let (input, start) = model_input(chunk, models.tokenizer.pad_id(), &models.value);
-        let values_br = no_grad(|| {
-            let hidden_btd = models.value.hidden(&input);
-            response_values(&models.value, &hidden_btd, start)
-        });
-        let lengths: Vec<usize> = chunk.iter().map(|e| e.response_ids.len()).collect();
-        let rows = truncated(&values_br, lengths.into_iter());
-        chunk
-            .iter_mut()
-            .zip(rows)
-            .for_each(|(episode, row)| episode.values = row);
+    let rows = of_responses(
+        &models.value,
+        &pairs(episodes),
+        models.tokenizer.pad_id(),
+        micro_batch,
+        |hidden_btd, _, start| response_values(&models.value, hidden_btd, start),
+    );
+    for (episode, row) in episodes.iter_mut().zip(rows) {
+        episode.values = row;
     }
 }
 

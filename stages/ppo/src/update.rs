@@ -76,7 +76,10 @@ pub fn update(
     for inner in 0..(plan.inner_epochs * minibatches) as u64 {
         let index = lesson.iteration * (plan.inner_epochs * minibatches) as u64 + inner;
         let mut chosen = order.batch(index, plan.minibatch);
-        chosen.sort_by_key(|i| lesson.episodes[*i].response_ids.len());
+        chosen.sort_by_key(|i| {
+            let episode = &lesson.episodes[*i];
+            (episode.response_ids.len(), episode.prompt_ids.len())
+        });
         let episodes: Vec<Episode> = chosen.iter().map(|i| lesson.episodes[*i].clone()).collect();
         policy_update(lesson, models, steppers, &episodes, index, &mut report)?;
         value_update(lesson, models, steppers, &episodes, index, &mut report)?;

@@ -28,7 +28,9 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
     let (pad_id, micro_batch) = (tokenizer.pad_id(), ctx.plan.execution.micro_batch);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_prompts())?;
     while session.is_running() {
-        let batch = data.batch(session.step, plan.train.batch);
+        let mut batch = data.batch(session.step, plan.train.batch);
+        // Micro-batches of rows of like length pad little.
+        batch.sort_by_key(|example| example.responses.iter().map(Vec::len).max());
         let mut metrics = Metrics::new();
         backward(&mut session, plan, &batch, &mut metrics)?;
         let ids: Vec<&str> = batch.iter().map(|example| &example.id[..]).collect();

@@ -15,19 +15,33 @@ pub fn response_logprobs(
     temperature: f64,
     batch: usize,
 ) -> Vec<Vec<f64>> {
-    let mut rows = Vec::with_capacity(pairs.len());
-    for chunk in pairs.chunks(batch.max(1)) {
-        let (padded, start) = pad_pairs(chunk, pad_id);
+    of_responses(model, pairs, pad_id, batch, |hidden_btd, ids_bt, start| {
+        model::response_logprobs(model, hidden_btd, ids_bt, start, temperature)
+    })
+}
+
+/// What `head` makes of the hidden states, for every response token: it takes the hidden states, the
+/// ids and the first response column, and gives a row of response columns for each pair. Without gradients,
+/// at most `batch` rows at a time, rows of like length together.
+pub fn of_responses(
+    model: &Model,
+    pairs: &[(&[u32], &[u32])],
+    pad_id: u32,
+    batch: usize,
+    head: impl Fn(&Tensor, &Tensor, i64) -> Tensor,
+) -> Vec<Vec<f64>> {
+    let mut order: Vec<usize> = (0..pairs.len()).collect();
+    order.sort_by_key(|&row| (pairs[row].1.len(), pairs[row].0.len()));
+    let mut rows = vec![Vec::new(); pairs.len()];
+    for members in order.chunks(batch.max(1)) {
+        let chunk: Vec<(&[u32], &[u32])> = members.iter().map(|&row| pairs[row]).collect();
+        let (padded, start) = pad_pairs(&chunk, pad_id);
         let input = Input::from_padded(&padded, model.device());
-        let logprobs_br = no_grad(|| {
-            let hidden_btd = model.hidden(&input);
-            let ids_bt = &input.ids_bt;
-            model::response_logprobs(model, &hidden_btd, ids_bt, start as i64, temperature)
-        });
-        rows.extend(truncated(
-            &logprobs_br,
-            chunk.iter().map(|(_, response)| response.len()),
-        ));
+        let x_br = no_grad(|| head(&model.hidden(&input), &input.ids_bt, start as i64));
+        let lengths = chunk.iter().map(|(_, response)| response.len());
+        for (&row, values) in members.iter().zip(truncated(&x_br, lengths)) {
+            rows[row] = values;
+        }
     }
     rows
 }

@@ -15,13 +15,11 @@ use crate::training::{DTYPES, OVERLONG, QUANTIZATIONS};
 
 pub(crate) const GOLD_RULES: &[(&str, GoldRule)] = &[("vader", GoldRule::Vader)];
 
-/// Sequences sampled at once where nothing says more.
-const USUAL_SAMPLING_BATCH: usize = 64;
-
 /// What stages without a model have in place of choices: none of it is used.
 pub(crate) const NO_EXECUTION: Execution = Execution {
     dtype: Dtype::F32,
     micro_batch: 1,
+    sample_batch: 1,
     checkpointing: false,
     save_every: 1,
     keep: 1,
@@ -140,9 +138,7 @@ pub(crate) fn label(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<Lab
 pub(crate) fn label_execution(reader: &Reader<'_>) -> Outcome<Execution> {
     Ok(Execution {
         dtype: reader.choice("dtype", DTYPES)?,
-        micro_batch: reader
-            .count_opt("micro_batch", 1)?
-            .unwrap_or(USUAL_SAMPLING_BATCH),
+        sample_batch: reader.count("sample_batch", 1)?,
         ..NO_EXECUTION
     })
 }

@@ -171,6 +171,12 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         "the model's own distribution",
     ),
     (
+        SAMPLED,
+        "sample_batch",
+        Integer(64),
+        "decoding is bound by reading weights up to about this many rows",
+    ),
+    (
         &["sft", "label", "reward", "ppo"],
         "quantize",
         Flag(false),

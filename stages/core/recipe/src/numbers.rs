@@ -178,7 +178,7 @@ fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
     let episodes = (task.num_prompts + task.num_heldout) * task.responses;
     let flops = episodes as f64 * tokens as f64 * shape.forward_flops_per_token(tokens);
     let memory = frozen_bytes(shape, Head::Token, execution.dtype, task.quantize)
-        + execution.micro_batch as u64 * shape.cache_bytes(tokens, execution.dtype);
+        + execution.sample_batch as u64 * shape.cache_bytes(tokens, execution.dtype);
     vec![
         entry("parameters", grouped(shape.num_parameters())),
         entry("samples", grouped(episodes as u64)),
@@ -270,7 +270,8 @@ fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
 /// the merged weights of `final/`.
 fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
     let dtype = execution.dtype;
-    let cache = execution.micro_batch as u64 * task.shape.cache_bytes(tokens, dtype);
+    let sample_batch = execution.sample_batch.min(task.batch);
+    let cache = sample_batch as u64 * task.shape.cache_bytes(tokens, dtype);
     let sequence = task
         .ptx
         .as_ref()

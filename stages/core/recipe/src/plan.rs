@@ -52,6 +52,8 @@ pub struct Execution {
     pub dtype: Dtype,
     /// Sequences per forward pass and rank; a batch is made of as many of these as it needs.
     pub micro_batch: usize,
+    /// Sequences decoded together, on each rank; 1 where nothing is sampled.
+    pub sample_batch: usize,
     /// Recompute each block's activations in the backward pass instead of keeping them.
     pub checkpointing: bool,
     /// Updates between two snapshots.

@@ -70,7 +70,11 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
         max_logprob_gap: max_logprob_gap(reader)?,
         nonfinite_skip: reader.count("nonfinite.skip", 0)? as u64,
     };
-    Ok((plan, execution(reader, "minibatch", minibatch)?))
+    let execution = Execution {
+        sample_batch: reader.count("sample_batch", 1)?,
+        ..execution(reader, "minibatch", minibatch)?
+    };
+    Ok((plan, execution))
 }
 
 /// PPO compares log-probabilities that were sampled with a cache with those of a full pass, and values with

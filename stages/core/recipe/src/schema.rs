@@ -59,6 +59,7 @@ const SAMPLING: &[&str] = &[
     "max_new_tokens",
     "temperature",
     "overlong",
+    "sample_batch",
 ];
 
 /// How a model that a stage continues is lengthened.
@@ -94,7 +95,6 @@ const LABEL: &[&str] = &[
     "labeler.rule",
     "quantize",
     "dtype",
-    "micro_batch",
 ];
 
 const PPO: &[&str] = &[

@@ -225,6 +225,7 @@ pub(crate) fn execution(reader: &Reader<'_>, batch_key: &str, batch: usize) -> O
     Ok(Execution {
         dtype: reader.choice("dtype", DTYPES)?,
         micro_batch: micro_batch(reader, batch_key, batch)?,
+        sample_batch: 1,
         checkpointing: reader.flag("checkpointing")?,
         save_every: reader.count("save_every", 1)? as u64,
         keep: reader.count("keep", 1)?,

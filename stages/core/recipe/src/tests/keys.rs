@@ -97,6 +97,7 @@ const VALUES: &[Row] = &[
     ("rope.factor", "2", &[]),
     ("rope.scaling", "yarn", &[("rope.factor", "2")]),
     ("rope.theta", "5e5", &[]),
+    ("sample_batch", "2", &[]),
     ("save_every", "9", &[]),
     ("sentences", "9", &[("format", "passkey")]),
     ("steps", "9", &[]),

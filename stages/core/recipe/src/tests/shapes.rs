@@ -180,6 +180,7 @@ fn memory_counts_states_and_activations() {
     let mut execution = Execution {
         dtype: Dtype::Bf16,
         micro_batch: 1,
+        sample_batch: 1,
         checkpointing: false,
         save_every: 1,
         keep: 1,

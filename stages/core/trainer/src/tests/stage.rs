@@ -107,6 +107,7 @@ pub(super) fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Er
         execution: Execution {
             dtype: Dtype::F32,
             micro_batch: 3,
+            sample_batch: 1,
             checkpointing: false,
             save_every: 2,
             keep: 1,
