@@ -4,7 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use datasets::Tokenizer;
 use runtime::metrics::read_metrics;
 use runtime::{Manifest, RunFolder};
 use serde_json::json;
@@ -145,60 +144,6 @@ fn a_snapshot_with_a_flipped_bit_is_refused_and_nothing_starts_over_in_silence()
         fs::read(stage.metrics_path())? == lines,
         "the stage started over"
     );
-    Ok(())
-}
-
-#[test]
-fn a_reward_model_of_another_tokenizer_is_refused() -> Outcome {
-    let folder = scratch()?;
-    let reward = folder.path().join("reward");
-    copy_tree(&finished_run().join("reward/final"), &reward)?;
-    fs::remove_file(reward.join("manifest.json"))?;
-    let config = |name: &str| -> Outcome<PathBuf> {
-        let config = folder.path().join(name);
-        let text = format!(
-            r#"
-name = "ppo"
-
-[stages.corpus]
-kind = "import"
-format = "synthetic"
-conversations = 200
-
-[stages.ppo]
-kind = "ppo"
-model = "path:{}"
-reward = [{{ model = "path:{}", weight = 1.0 }}]
-prompts = "stage:corpus"
-iterations = 1
-batch = 4
-minibatch = 4
-max_prompt_tokens = 32
-max_new_tokens = 4
-kl = {{ coef = 0.05 }}
-optimizer = {{ lr = 1e-4 }}
-"#,
-            finished_run().join("sft/final").display(),
-            reward.display()
-        );
-        fs::write(&config, text)?;
-        Ok(config)
-    };
-    let plan = |config: &Path| say(rlhf().arg("plan").arg(config));
-    plan(&config("same.toml")?)?.ended(0);
-
-    let vocab_size = Tokenizer::load(&reward)?.vocab_size();
-    let words = (0..3000).map(|i: u32| format!("{:x} ", i.wrapping_mul(2_654_435_761)));
-    Tokenizer::train(words, vocab_size)?.save(&reward)?;
-    let config = config("other.toml")?;
-    let said = plan(&config)?.ended(2);
-    let place = format!("{}:12:", config.display());
-    said.names(&[&place, "stages.ppo.reward[0].model", "tokenizer", "hint: "]);
-    let run = folder.path().join("run");
-    say(&mut rlhf_run(&config, &run))?
-        .ended(2)
-        .names(&["stages.ppo.reward[0].model", "tokenizer"]);
-    assert_nothing_trained(&run);
     Ok(())
 }
 

@@ -19,13 +19,13 @@ use crate::support::{Outcome, finished_run, rlhf, say, scratch, tiny_number};
 const TOLERANCE: f64 = 1e-5;
 
 /// A rollout file.
-struct Rollouts {
+pub struct Rollouts {
     rows: RecordBatch,
     metadata: HashMap<String, String>,
 }
 
 impl Rollouts {
-    fn read(path: &Path) -> Outcome<Self> {
+    pub fn read(path: &Path) -> Outcome<Self> {
         let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path)?)?;
         let entries = builder.metadata().file_metadata().key_value_metadata();
         let metadata = entries
@@ -55,7 +55,7 @@ impl Rollouts {
             .unwrap_or_else(|| panic!("no column {name}"))
     }
 
-    fn texts(&self, name: &str) -> Vec<&str> {
+    pub fn texts(&self, name: &str) -> Vec<&str> {
         self.column(name)
             .as_string::<i32>()
             .iter()
@@ -63,14 +63,14 @@ impl Rollouts {
             .collect()
     }
 
-    fn numbers(&self, name: &str) -> Vec<f64> {
+    pub fn numbers(&self, name: &str) -> Vec<f64> {
         self.column(name)
             .as_primitive::<Float64Type>()
             .values()
             .to_vec()
     }
 
-    fn lists(&self, name: &str) -> Vec<Vec<f64>> {
+    pub fn lists(&self, name: &str) -> Vec<Vec<f64>> {
         let lists = self.column(name).as_list::<i32>();
         let list = |i| {
             lists
@@ -82,7 +82,7 @@ impl Rollouts {
         (0..lists.len()).map(list).collect()
     }
 
-    fn ids(&self, name: &str) -> Vec<Vec<i32>> {
+    pub fn ids(&self, name: &str) -> Vec<Vec<i32>> {
         let lists = self.column(name).as_list::<i32>();
         let list = |i| lists.value(i).as_primitive::<Int32Type>().values().to_vec();
         (0..lists.len()).map(list).collect()
@@ -108,7 +108,7 @@ fn all() -> Outcome<Vec<Rollouts>> {
 }
 
 #[track_caller]
-fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
+pub fn assert_close(what: &str, found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (t, (found, expected)) in found.iter().zip(expected).enumerate() {
         assert!(
@@ -295,7 +295,10 @@ fn the_files_numbers_are_those_of_the_checkpoints() -> Outcome {
         last.lists("reference_logprobs"),
     ]
     .concat();
-    for (expected, answer) in references.iter().zip(score("sft/final", &data)?) {
+    for (expected, answer) in references
+        .iter()
+        .zip(score(&finished_run().join("sft/final"), &data)?)
+    {
         let logprobs: Vec<f64> = serde_json::from_value(answer["logprobs"].clone())?;
         assert_close(
             "reference",
@@ -308,7 +311,10 @@ fn the_files_numbers_are_those_of_the_checkpoints() -> Outcome {
         assert_close("first logprobs", sampled, reference);
     }
     let raw = [first.numbers("score_raw"), last.numbers("score_raw")].concat();
-    for (expected, answer) in raw.iter().zip(score("reward/final", &ended_data)?) {
+    for (expected, answer) in raw
+        .iter()
+        .zip(score(&finished_run().join("reward/final"), &ended_data)?)
+    {
         let reward = answer["reward"].as_f64().ok_or("no reward")?;
         assert_close("reward", &[reward], &[*expected]);
         let normalized = answer["reward_normalized"]
@@ -323,12 +329,10 @@ fn the_files_numbers_are_those_of_the_checkpoints() -> Outcome {
     Ok(())
 }
 
-fn score(model: &str, data: &Path) -> Outcome<Vec<Value>> {
+/// What `rlhf score` says of each row of a file.
+pub fn score(model: &Path, data: &Path) -> Outcome<Vec<Value>> {
     let mut command = rlhf();
-    command
-        .arg("score")
-        .arg("--model")
-        .arg(finished_run().join(model));
+    command.arg("score").arg("--model").arg(model);
     command.arg("--data").arg(data).args(["--device", "cpu"]);
     let said = say(&mut command)?.ended(0);
     said.out

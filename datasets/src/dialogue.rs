@@ -16,6 +16,15 @@ pub struct Dialogue {
     pub loss: Vec<bool>,
 }
 
+/// Which of a turn's stop tokens ends it.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// The first: a sampler would have stopped there.
+    First,
+    /// The last, which the template writes: what is before it is text.
+    Last,
+}
+
 impl Tokenizer {
     /// Encodes a dialogue; the assistant's tokens and the EOS that ends each of its turns carry
     /// loss, everything else does not. A template with `{% generation %}` says itself what carries loss.
@@ -38,7 +47,7 @@ impl Tokenizer {
         if let Some(generated) = &rendered.generated {
             return Ok(marked_dialogue(generated, encoded));
         }
-        let (ids, spans) = self.turns_of(messages, &rendered.text, encoded)?;
+        let (ids, spans) = self.turns_of(messages, &rendered.text, encoded, End::First)?;
         let mut loss = vec![false; ids.len()];
         for span in spans {
             loss[span].fill(true);
@@ -56,11 +65,33 @@ impl Tokenizer {
         prompt: &[Message],
         content: &str,
     ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_last(prompt, content, End::First)
+    }
+
+    /// [`Tokenizer::encode_response`] of what the sampler of another tokenizer said: where the text spells
+    /// this one's EOS, the turn goes on to the EOS that the template writes.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode_dialogue`].
+    pub(crate) fn encode_foreign(
+        &self,
+        prompt: &[Message],
+        content: &str,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_last(prompt, content, End::Last)
+    }
+
+    fn encode_last(
+        &self,
+        prompt: &[Message],
+        content: &str,
+        end: End,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let mut messages = prompt.to_vec();
         messages.push(Message::new("assistant", content));
         let text = self.render(&messages, false)?;
         let encoded = self.encode_with_offsets(&text)?;
-        let (ids, spans) = self.turns_of(&messages, &text, encoded)?;
+        let (ids, spans) = self.turns_of(&messages, &text, encoded, end)?;
         let last = spans.last().cloned().unwrap_or_default();
         Ok(ids[last].to_vec())
     }
@@ -71,6 +102,7 @@ impl Tokenizer {
         messages: &[Message],
         text: &str,
         encoded: WithOffsets,
+        end: End,
     ) -> Result<(Vec<u32>, Vec<Range<usize>>), TokenizerError> {
         self.require_eos()?;
         let assistant = messages
@@ -85,9 +117,13 @@ impl Tokenizer {
         let mut spans = Vec::with_capacity(turns.len());
         for (k, bytes) in turns {
             let start = offsets.partition_point(|&(from, _)| from < bytes.start);
-            let end = offsets.partition_point(|&(from, _)| from < bytes.end);
+            let behind = offsets.partition_point(|&(from, _)| from < bytes.end);
             let is_end = |id: &u32| self.stop_ids().contains(id);
-            let eos = ids[start..end].iter().position(is_end);
+            let turn = &ids[start..behind];
+            let eos = match end {
+                End::First => turn.iter().position(is_end),
+                End::Last => turn.iter().rposition(is_end),
+            };
             let eos = eos.ok_or_else(|| TokenizerError::NoEos {
                 message: k,
                 eos: self.eos_token().to_owned(),

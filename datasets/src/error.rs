@@ -187,6 +187,20 @@ pub enum DataError {
         /// The configuration key behind the limit.
         knob: &'static str,
     },
+    /// A prompt and its reply do not fit into a reward model of another tokenizer.
+    #[error(
+        "prompt `{id}` and its reply take {tokens} tokens of the reward model's own tokenizer, it reads \
+         {context}\n  hint: set overlong = \"left\", lower max_prompt_tokens or max_new_tokens, or take a \
+         reward model of longer context"
+    )]
+    LongReply {
+        /// The prompt's id.
+        id: String,
+        /// Length of both, tokens.
+        tokens: usize,
+        /// What fits, tokens.
+        context: usize,
+    },
     /// Nothing in an example would be learned.
     #[error(
         "demonstration `{id}` has no assistant message, or none that the chat template marks\n  hint: leave \

@@ -28,6 +28,7 @@ pub mod loader;
 pub mod pack;
 mod pack_write;
 pub mod passkey;
+pub mod reply;
 pub mod rows;
 mod schemas;
 mod sentencepiece;
@@ -55,6 +56,7 @@ pub use files::{batches, read, write};
 pub use import::{ImportFormat, ImportOptions, ImportReport, import};
 pub use loader::{Order, Prefetch};
 pub use pack::TokenRows;
+pub use reply::{Reply, reply_rows};
 pub use rows::{
     Comparison, DatasetKind, Demonstration, Message, Pair, Prompt, Response, Row, Text,
 };

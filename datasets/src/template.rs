@@ -24,7 +24,8 @@ pub const RAW_TEMPLATE: &str = "{% for message in messages %}{{ message.content 
 const NAME: &str = "chat_template";
 
 /// Instructions that a rendering may take, with room to spare: a long dialogue takes some ten thousands.
-/// Text counts as one for 64 bytes, so a rendering takes about 128 MB of memory at most.
+/// Text counts as one for 64 bytes, so a rendering takes about 128 MB of memory at most,
+/// but for lists: minijinja charges nothing for `list + list`, and for a printed list when it is written.
 const FUEL: u64 = 2_000_000;
 
 /// The filter that `{% generation %}` becomes, and the variable that holds its [`Marks`]' number.

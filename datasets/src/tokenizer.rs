@@ -11,7 +11,9 @@ use crate::rows::Message;
 use crate::sentencepiece;
 use crate::specials::{GenerationIds, Pad, Specials, resolve_specials, template_variables};
 use crate::template::{ChatTemplate, RAW_TEMPLATE, Rendered};
-use crate::tokenizer_files::{CONFIG_FILE, JSON_FILE, TokenizerFiles, default_template};
+use crate::tokenizer_files::{
+    CONFIG_FILE, JSON_FILE, TokenizerFiles, check_json, default_template,
+};
 
 /// Special tokens of tokenizers trained here; their ids are their indices.
 pub const SPECIAL_TOKENS: [&str; 5] = [
@@ -84,6 +86,7 @@ impl Tokenizer {
         generation: &GenerationIds,
     ) -> Result<Self, TokenizerError> {
         let what = config_path.with_file_name(JSON_FILE).display().to_string();
+        check_json(&json).map_err(|error| failed(&what)(error.into()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(&json).map_err(failed(&what))?;
         inner.with_truncation(None).map_err(failed(&what))?;
         inner.with_padding(None);

@@ -5,7 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use runtime::files::{FileError, read_json};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use tokenizers::normalizers::Precompiled;
 
 use crate::specials::GenerationIds;
 use crate::tokenizer_error::TokenizerError;
@@ -144,5 +146,35 @@ fn read_text(path: &Path) -> Result<Option<String>, TokenizerError> {
             what: path.display().to_string(),
             reason: e.to_string(),
         }),
+    }
+}
+
+/// What `tokenizers` panics at where it is damaged: a decoder that is no JSON, and `SentencePiece`'s table of
+/// normalisations.
+#[derive(Deserialize)]
+struct Fragile {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default, rename = "decoder")]
+    _decoder: Value,
+}
+
+/// Refuses a `tokenizer.json` at which `tokenizers` would panic.
+pub(crate) fn check_json(json: &str) -> Result<(), serde_json::Error> {
+    let fragile: Fragile = serde_json::from_str(json)?;
+    check_normalizer(&fragile.normalizer)
+}
+
+fn check_normalizer(normalizer: &Value) -> Result<(), serde_json::Error> {
+    match normalizer["type"].as_str() {
+        Some("Precompiled") => {
+            // It is read from text alone.
+            serde_json::from_str::<Precompiled>(&normalizer.to_string()).map(drop)
+        }
+        Some("Sequence") => {
+            let parts = normalizer["normalizers"].as_array();
+            parts.into_iter().flatten().try_for_each(check_normalizer)
+        }
+        _ => Ok(()),
     }
 }

@@ -2,7 +2,7 @@
 
 use datasets::collate::{PromptExample, prompt_examples};
 use datasets::loader::Order;
-use datasets::{Prompt, Split, Tokenizer};
+use datasets::{Overlong, Prompt, Reply, Split, Tokenizer, reply_rows};
 use judge::RewardJudge;
 use model::{Checkpoint, Model};
 use recipe::plan::{PpoPlan, RewardSource};
@@ -10,6 +10,7 @@ use runtime::manifest::Manifest;
 use trainer::{StageContext, TrainerError};
 
 use crate::PpoError;
+use crate::rollout::{Episode, ScoreOptions};
 
 /// Everything that is run forward: policy and value model are trained, the others are frozen.
 pub struct Models {
@@ -17,19 +18,29 @@ pub struct Models {
     pub policy: Model,
     /// The policy as it began; the KL penalty is measured against it.
     pub reference: Model,
-    /// The critic. It begins as the first reward model, whatever that one's weight.
+    /// The critic, which reads the policy's ids ([`PpoPlan::value_start`]).
     pub value: Model,
-    /// Reward models with their weights.
-    pub rewards: Vec<(RewardJudge, f64)>,
-    /// The tokenizer of all of them.
+    /// Reward models; their weighted sum is the score.
+    pub rewards: Vec<RewardModel>,
+    /// The tokenizer of policy, reference and value model.
     pub tokenizer: Tokenizer,
 }
 
+/// A reward model, and how it is shown what the policy said.
+pub struct RewardModel {
+    /// The model.
+    pub judge: RewardJudge,
+    /// Its weight in the score.
+    pub weight: f64,
+    /// Its own tokenizer, where it does not read the policy's ids.
+    pub own_tokenizer: Option<Tokenizer>,
+}
+
 impl Models {
-    /// Loads them as the plan says; refuses reward models of another tokenizer.
+    /// Loads them as the plan says.
     ///
     /// With adapters no weights are copied: the reference is the policy's weights without its adapters, and
-    /// the value model has adapters and a head of its own on the first reward model.
+    /// the value model has adapters and a head of its own on the weights that it starts from.
     ///
     /// # Errors
     /// Where a checkpoint cannot be read or does not fit.
@@ -44,30 +55,37 @@ impl Models {
         let mut rewards = Vec::with_capacity(plan.reward.len());
         for source in &plan.reward {
             let (model, reward_tokenizer) = reward_model(ctx, plan, source, &policy)?;
-            if reward_tokenizer.hash() != tokenizer.hash() {
-                let (reward, policy) = (ctx.path(&source.model), ctx.path(&plan.model));
-                return Err(PpoError::OtherTokenizer { reward, policy });
-            }
-            rewards.push((RewardJudge::new(model)?, source.weight));
+            rewards.push(RewardModel {
+                judge: RewardJudge::new(model)?,
+                weight: source.weight,
+                own_tokenizer: source.own_tokenizer.then_some(reward_tokenizer),
+            });
         }
-        let first = rewards[0].0.model();
+        let value = match plan.value_start() {
+            Some(index) => rewards[index].judge.model().fork(),
+            None => policy.to_value(),
+        };
         let (policy, reference, value) = match &plan.lora {
             None => {
                 let reference = match plan.reference_quantize {
                     None => policy.deep_copy(),
                     quantize => ctx.load_frozen(&plan.model, quantize)?.model,
                 };
-                let value = match plan.reward[0].quantize {
-                    None => first.deep_copy(),
-                    Some(_) => ctx.load_checkpoint(&plan.reward[0].model)?.model,
+                let in_codes = plan
+                    .value_start()
+                    .filter(|&index| plan.reward[index].quantize.is_some());
+                let value = match in_codes {
+                    None => value.deep_copy(),
+                    Some(index) => ctx.load_checkpoint(&plan.reward[index].model)?.model,
                 };
                 (policy, reference, value)
             }
             Some(lora) => {
                 let reference = policy.share();
                 let own = (!lora.share_backbone).then_some(&lora.value);
-                let source = &plan.reward[0].model;
-                let value = ctx.adapt(first.fork(), own, source, "value adapters");
+                let start = plan.value_start();
+                let source = start.map_or(&plan.model, |index| &plan.reward[index].model);
+                let value = ctx.adapt(value, own, source, "value adapters");
                 let adapters = Some(&lora.policy);
                 let policy = ctx.adapt(policy, adapters, &plan.model, "policy adapters");
                 (policy, reference, value)
@@ -103,6 +121,56 @@ fn reward_model(
     Ok((model, tokenizer))
 }
 
+impl RewardModel {
+    /// Raw scores of the episodes, and how many of their prompts were shortened to fit into the model.
+    ///
+    /// # Errors
+    /// Where its template refuses a dialogue, an episode does not fit, or a score is not finite.
+    pub fn score(
+        &self,
+        episodes: &[Episode],
+        policys: &Tokenizer,
+        options: &ScoreOptions,
+    ) -> Result<(Vec<f64>, usize), PpoError> {
+        let ended = |e: &Episode| e.ended(policys.eos_id());
+        let (rows, num_shortened) = match &self.own_tokenizer {
+            None => (episodes.iter().map(ended).collect(), 0),
+            Some(own) => {
+                let replies: Vec<Reply> = episodes.iter().map(Episode::reply).collect();
+                reply_rows(&replies, own, self.context(), options.overlong)?
+            }
+        };
+        let pad_id = self.own_tokenizer.as_ref().unwrap_or(policys).pad_id();
+        Ok((
+            self.judge.score(&rows, pad_id, options.micro_batch)?,
+            num_shortened,
+        ))
+    }
+
+    /// Refuses prompts that its own template or context cannot take, before anything is trained.
+    fn check(&self, prompts: &[PromptExample], overlong: Overlong) -> Result<(), PpoError> {
+        let Some(own) = &self.own_tokenizer else {
+            return Ok(());
+        };
+        let replies: Vec<Reply> = prompts.iter().map(unanswered).collect();
+        reply_rows(&replies, own, self.context(), overlong)?;
+        Ok(())
+    }
+
+    fn context(&self) -> usize {
+        self.judge.model().shape.max_positions
+    }
+}
+
+/// A prompt with the least reply there is.
+fn unanswered(prompt: &PromptExample) -> Reply<'_> {
+    Reply {
+        id: &prompt.id,
+        prompt: &prompt.messages,
+        content: "",
+    }
+}
+
 /// Prompts and their order.
 pub struct Prompts {
     examples: Vec<PromptExample>,
@@ -113,11 +181,12 @@ impl Prompts {
     /// Reads one split of the plan's prompts.
     ///
     /// # Errors
-    /// Where they cannot be read, or are fewer than `at_least`.
+    /// Where they cannot be read, are fewer than `at_least`, or a reward model of another tokenizer
+    /// cannot take one.
     pub fn open(
         ctx: &StageContext,
         plan: &PpoPlan,
-        tokenizer: &Tokenizer,
+        models: &Models,
         (split, at_least): (Split, usize),
     ) -> Result<Self, PpoError> {
         let path = ctx.path(&plan.prompts);
@@ -125,7 +194,7 @@ impl Prompts {
         let sampling = &plan.sampling;
         let (examples, counts) = prompt_examples(
             &rows,
-            tokenizer,
+            &models.tokenizer,
             sampling.max_prompt_tokens,
             sampling.overlong,
         )?;
@@ -137,6 +206,9 @@ impl Prompts {
                 found,
                 batch: at_least,
             });
+        }
+        for reward in &models.rewards {
+            reward.check(&examples, plan.sampling.overlong)?;
         }
         let purpose = match split {
             Split::Train => "ppo prompts",

@@ -35,19 +35,6 @@ pub enum PpoError {
     /// The rollouts could not be encoded.
     #[error("the rollouts cannot be encoded: {0}")]
     Parquet(#[from] parquet::errors::ParquetError),
-    /// The reward model reads other tokens than the policy writes.
-    #[error(
-        "the reward model `{reward}` has another tokenizer than the policy `{policy}`\n  hint: \
-         train the reward model from a checkpoint with the policy's tokenizer",
-        reward = reward.display(),
-        policy = policy.display()
-    )]
-    OtherTokenizer {
-        /// The reward model's folder.
-        reward: PathBuf,
-        /// The policy's folder.
-        policy: PathBuf,
-    },
     /// Fewer prompts than an iteration needs.
     #[error(
         "{found} prompts are left in {path}, an iteration needs {batch}\n  hint: lower `batch`, \

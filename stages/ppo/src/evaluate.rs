@@ -10,7 +10,7 @@ use trainer::{LmRow, StageContext};
 
 use crate::PpoError;
 use crate::data::Models;
-use crate::rollout::{self, Episode};
+use crate::rollout::{self, Episode, ScoreOptions};
 
 /// Held-out prompts and text, chosen once.
 pub struct Heldout {
@@ -90,7 +90,7 @@ pub fn evaluate(
     };
     let micro_batch = ctx.plan.execution.micro_batch;
     let mut episodes = rollout::collect(models, &heldout.prompts, 0, &options)?;
-    rollout::score(models, &mut episodes, plan.eos_rule, micro_batch)?;
+    rollout::score(models, &mut episodes, &score_options(ctx, plan))?;
     rollout::reference_logprobs(
         models,
         &mut episodes,
@@ -135,5 +135,14 @@ pub fn options(ctx: &StageContext, plan: &PpoPlan, models: &Models) -> SamplingO
         eos_ids: models.tokenizer.stop_ids().to_vec(),
         max_batch: ctx.plan.execution.sample_batch,
         ..SamplingOptions::default()
+    }
+}
+
+/// How episodes are scored.
+pub fn score_options(ctx: &StageContext, plan: &PpoPlan) -> ScoreOptions {
+    ScoreOptions {
+        eos_rule: plan.eos_rule,
+        overlong: plan.sampling.overlong,
+        micro_batch: ctx.plan.execution.micro_batch,
     }
 }

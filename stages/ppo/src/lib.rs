@@ -1,7 +1,8 @@
 //! Proximal policy optimisation from a reward model (Ouyang et al. 2022, section 3.5 and C.4).
 //!
-//! In: an SFT checkpoint (policy and reference), reward models (the first is also where the value
-//! model starts), prompts, and text for PPO-ptx. Out: `final/` (the policy, or its moving average),
+//! In: an SFT checkpoint (policy and reference), reward models (the first that reads the policy's ids is
+//! also where the value model starts; one with a tokenizer of its own is shown the text), prompts, and
+//! text for PPO-ptx. Out: `final/` (the policy, or its moving average),
 //! `final-raw/` where the average is on, `final/value/`, every iteration's rollouts in Parquet, and
 //! the metrics.
 //!

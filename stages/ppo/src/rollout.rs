@@ -7,6 +7,7 @@
 //! Shapes: `b` episodes, `t` columns of prompt and response, `r` response columns.
 
 use datasets::collate::{PromptExample, pad_pairs};
+use datasets::{Message, Overlong, Reply};
 use generation::{Finish, Request, Sample, SamplingOptions};
 use judge::likelihood::{of_responses, truncated};
 use model::{Input, Model};
@@ -23,6 +24,8 @@ use crate::data::Models;
 pub struct Episode {
     /// The prompt's id.
     pub id: String,
+    /// The prompt's messages, as they were encoded.
+    pub prompt: Vec<Message>,
     /// The episode's number, counted over the whole run; the key of its randomness.
     pub episode: u64,
     /// The prompt's tokens.
@@ -67,10 +70,19 @@ impl Episode {
     }
 
     /// Prompt and response, whose last token is EOS also where the response was cut off.
-    fn ended(&self, eos_id: u32) -> Vec<u32> {
+    pub(crate) fn ended(&self, eos_id: u32) -> Vec<u32> {
         let eos = (!self.has_eos).then_some(eos_id);
         let ids = self.prompt_ids.iter().chain(&self.response_ids).copied();
         ids.chain(eos).collect()
+    }
+
+    /// What a reward model of another tokenizer is shown.
+    pub(crate) fn reply(&self) -> Reply<'_> {
+        Reply {
+            id: &self.id,
+            prompt: &self.prompt,
+            content: &self.response_text,
+        }
     }
 
     fn log_ratios(&self) -> impl Iterator<Item = f64> {
@@ -132,6 +144,7 @@ fn new_episode(
 ) -> Result<Episode, PpoError> {
     Ok(Episode {
         id: prompt.id.clone(),
+        prompt: prompt.messages.clone(),
         episode,
         prompt_ids: prompt.ids.clone(),
         prompt_text: models.tokenizer.decode(&prompt.ids)?,
@@ -150,6 +163,18 @@ fn new_episode(
     })
 }
 
+/// How episodes are scored.
+#[derive(Debug, Clone, Copy)]
+pub struct ScoreOptions {
+    /// What becomes of the score of a response that made no EOS.
+    pub eos_rule: EosRule,
+    /// What happens where a reward model of another tokenizer cannot hold prompt and response:
+    /// [`Overlong::Error`] stops, the others shorten the prompt.
+    pub overlong: Overlong,
+    /// Rows per forward pass, at most.
+    pub micro_batch: usize,
+}
+
 /// Scores by the reward models: `score_raw`, and `score` after each model's normalising shift and
 /// the EOS rule.
 ///
@@ -161,20 +186,23 @@ fn new_episode(
 pub fn score(
     models: &Models,
     episodes: &mut [Episode],
-    eos_rule: EosRule,
-    micro_batch: usize,
+    options: &ScoreOptions,
 ) -> Result<(), PpoError> {
-    let eos_id = models.tokenizer.eos_id();
-    let rows: Vec<Vec<u32>> = episodes.iter().map(|e| e.ended(eos_id)).collect();
-    for (judge, weight) in &models.rewards {
-        let raw = judge.score(&rows, models.tokenizer.pad_id(), micro_batch)?;
+    for (index, reward) in models.rewards.iter().enumerate() {
+        let (raw, num_shortened) = reward.score(episodes, &models.tokenizer, options)?;
+        if num_shortened > 0 {
+            tracing::warn!(
+                "reward[{index}]: {num_shortened} of {} prompts were shortened to fit into it",
+                episodes.len()
+            );
+        }
         for (episode, raw) in episodes.iter_mut().zip(raw) {
-            episode.score_raw += weight * raw;
-            episode.score += weight * judge.model().normalized(raw);
+            episode.score_raw += reward.weight * raw;
+            episode.score += reward.weight * reward.judge.model().normalized(raw);
         }
     }
     for episode in episodes.iter_mut().filter(|e| !e.has_eos) {
-        episode.score = eos_rule.without_eos(episode.score);
+        episode.score = options.eos_rule.without_eos(episode.score);
     }
     Ok(())
 }

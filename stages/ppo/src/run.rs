@@ -16,7 +16,7 @@ use trainer::{
 use crate::PpoError;
 use crate::advantage::masked_moments;
 use crate::data::{Models, Prompts};
-use crate::evaluate::{Heldout, TEXT_ROWS, evaluate, objective, options};
+use crate::evaluate::{Heldout, TEXT_ROWS, evaluate, objective, options, score_options};
 use crate::kl::KlController;
 use crate::record::{RecordContext, write_rollouts};
 use crate::rollout::{self, Episode};
@@ -94,14 +94,14 @@ impl<'a> Ppo<'a> {
             kl: KlController::new(plan.kl),
         });
         let tokenizer = &models.tokenizer;
-        let prompts = Prompts::open(ctx, plan, tokenizer, (Split::Train, plan.batch))?;
+        let prompts = Prompts::open(ctx, plan, &models, (Split::Train, plan.batch))?;
         let text = |split| {
             let open = |ptx: &PtxPlan| {
                 PretrainText::open(ctx, (&ptx.data, split), tokenizer, ptx.context, "ptx")
             };
             plan.ptx.as_ref().map(open).transpose()
         };
-        let heldout_prompts = Prompts::open(ctx, plan, tokenizer, (Split::Heldout, 1))?;
+        let heldout_prompts = Prompts::open(ctx, plan, &models, (Split::Heldout, 1))?;
         let num_heldout = plan.eval_prompts.min(heldout_prompts.len());
         let heldout_text = text(Split::Heldout)?;
         let heldout = Heldout {
@@ -141,7 +141,7 @@ impl<'a> Ppo<'a> {
         let mut episodes = rollout::collect(models, &prompts, first_episode, &options)?;
         metrics.insert("time/sample", started.elapsed().as_secs_f64());
         let started = Instant::now();
-        rollout::score(models, &mut episodes, plan.eos_rule, micro_batch)?;
+        rollout::score(models, &mut episodes, &score_options(self.ctx, plan))?;
         rollout::reference_logprobs(
             models,
             &mut episodes,
@@ -227,7 +227,7 @@ impl<'a> Ppo<'a> {
         let rewards: f64 = models
             .rewards
             .iter()
-            .map(|(judge, _)| of(judge.model()))
+            .map(|reward| of(reward.judge.model()))
             .sum();
         let inner_epochs = self.plan.inner_epochs as f64;
         let forward = of(&models.policy) + of(&models.reference) + rewards + of(&models.value);

@@ -10,7 +10,7 @@
 //! conversion; what has other names or layouts (`ChatGLM`, GGUF) is renamed and put in order as it is read.
 //!
 //! Reading order: `block`, `linear`, `attention`, `positions` and `quantized` (the arithmetic), `parameters` (tensors,
-//! codes and adapters), `transformer` ([`Model`]), `tape` (the backward pass), `adapter` (what is trained beside frozen
+//! codes and adapters), `transformer` ([`Model`]), `derived` (models made of others), `tape` (the backward pass), `adapter` (what is trained beside frozen
 //! weights), `cache` (decoding), `losses`, then `weights` (files of tensors), `read`, `folder`, `peft`,
 //! `checkpoint` and `gguf`.
 
@@ -19,6 +19,7 @@ mod attention;
 mod block;
 mod cache;
 mod checkpoint;
+mod derived;
 mod error;
 mod folder;
 mod gguf;

@@ -13,7 +13,7 @@ use crate::attention::{Mask, Span};
 use crate::block::{Block, Context, Norm, Params};
 use crate::input::Input;
 use crate::linear::Linear;
-use crate::parameters::{Parameters, copy};
+use crate::parameters::Parameters;
 use crate::positions::{Rotation, sinusoidal};
 
 /// A decoder-only transformer.
@@ -94,59 +94,6 @@ impl Model {
             norm,
             output_vd,
         }
-    }
-
-    /// A reward model on a copy of this model's trunk, with a new head N(0, 1/(width+1)).
-    ///
-    /// # Panics
-    /// When the model has adapters.
-    #[must_use]
-    pub fn to_scalar(&self, seed: u64) -> Self {
-        assert!(!self.has_adapter(), "the model has adapters");
-        let (kind, device) = (self.kind(), self.device());
-        let mut parameters = self.parameters.map(copy);
-        let dense = &mut parameters.dense;
-        dense.remove(&format!("{}.weight", self.shape.names().head));
-        let specs = tensors(&self.shape, Head::Scalar).into_iter();
-        for spec in specs.filter(|spec| self.parameters.codes(&spec.name).is_none()) {
-            dense
-                .entry(spec.name.clone())
-                .or_insert_with(|| draw(&spec, seed).to_kind(kind).to_device(device));
-        }
-        Self::from_parameters(self.shape.clone(), Head::Scalar, 0.0, parameters)
-    }
-
-    /// The same parameters with the positions of another shape: other rotary angles, for more of them.
-    #[must_use]
-    pub fn with_positions(self, of: &ModelShape) -> Self {
-        let shape = ModelShape {
-            positions: of.positions,
-            max_positions: of.max_positions,
-            ..self.shape
-        };
-        Self::from_parameters(shape, self.head, self.reward_shift, self.parameters)
-    }
-
-    /// Takes over the numbers of what is trained of another model (converted to this one's type and device).
-    ///
-    /// # Panics
-    /// When the shapes, heads or adapters differ; as [`Self::trainable`].
-    pub fn copy_from(&mut self, other: &Self) {
-        let theirs = other.trainable();
-        assert!(
-            self.shape == other.shape && self.head == other.head,
-            "{:?} {:?} takes over {:?} {:?}",
-            self.shape,
-            self.head,
-            other.shape,
-            other.head
-        );
-        tch::no_grad(|| {
-            for (name, mut tensor) in self.trainable() {
-                tensor.copy_(&theirs[&name]);
-            }
-        });
-        self.reward_shift = other.reward_shift;
     }
 
     /// All parameters that are tensors, by Hugging Face name: neither codes nor adapters are among them.

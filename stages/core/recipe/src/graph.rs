@@ -136,13 +136,22 @@ impl StagePlan {
 
     /// The task as JSON, for hashing and for naming the keys that differ between two plans.
     ///
-    /// Left out: [`Execution`](crate::plan::Execution), and `max_logprob_gap`, a guard whose default
-    /// follows the storage type and that changes no result.
+    /// Left out: [`Execution`](crate::plan::Execution); `max_logprob_gap`, a guard whose default
+    /// follows the storage type and that changes no result; and the shapes of PPO's reward models, which
+    /// follow from the models.
     pub fn config_json(&self) -> Value {
         let json = serde_json::to_value(&self.task);
         let mut json = json.unwrap_or_else(|error| unreachable!("a task is plain data: {error}"));
         if let Some(task) = json.as_object_mut() {
             task.remove("max_logprob_gap");
+            let rewards = task.get_mut("reward").and_then(Value::as_array_mut);
+            for reward in rewards
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_object_mut)
+            {
+                reward.remove("shape");
+            }
         }
         json
     }

@@ -143,7 +143,7 @@ fn targets(reader: &Reader<'_>, shape: &ModelShape) -> Outcome<Vec<String>> {
     Ok(chosen)
 }
 
-/// The table `lora` of a ppo stage, for its policy and its first reward model.
+/// The table `lora` of a ppo stage, for its policy and its value model.
 pub(crate) fn ppo_lora(
     reader: &Reader<'_>,
     resolver: &Resolver,
@@ -170,7 +170,8 @@ pub(crate) fn ppo_lora(
     }))
 }
 
-/// The adapters of the first reward model, where every reward model is adapters on the policy's start.
+/// The adapters of the first reward model, where every reward model is adapters on the policy's start: all of
+/// them then read the policy's ids.
 fn shared_adapters(
     reader: &Reader<'_>,
     resolver: &Resolver,

@@ -199,6 +199,7 @@ fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
             "parameters of the value model",
             grouped(task.value_shape.num_parameters_scalar()),
         ),
+        entry("the value model starts from", value_start(task)),
     ];
     if task.lora.is_some() {
         let (policy, value) = ppo_trained(task);
@@ -244,6 +245,14 @@ fn ppo_trained(task: &PpoPlan) -> (u64, u64) {
     )
 }
 
+/// In words, which model's weights the value model begins with.
+fn value_start(task: &PpoPlan) -> String {
+    match task.value_start() {
+        Some(index) => format!("reward[{index}]"),
+        None => "the policy, with a head of zeros: no reward model reads its tokens".to_owned(),
+    }
+}
+
 /// Sampling, reference, value and score once; policy and value trained in every inner epoch.
 fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
     let (policy, value) = (&task.shape, &task.value_shape);
@@ -253,8 +262,10 @@ fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
         policy.training_flops_per_token(forward, context, lora.map(|lora| &lora.policy))
     };
     let value_forward = value.forward_flops_per_token(tokens);
-    let forward = 2.0 * policy.forward_flops_per_token(tokens)
-        + (1 + task.reward.len()) as f64 * value_forward;
+    let rewards = task.reward.iter();
+    let scores = rewards.map(|reward| reward.shape.forward_flops_per_token(tokens));
+    let forward =
+        2.0 * policy.forward_flops_per_token(tokens) + value_forward + scores.sum::<f64>();
     let value_lora = lora.map(|lora| &lora.value);
     let training =
         train_policy(tokens) + value.training_flops_per_token(value_forward, tokens, value_lora);
@@ -286,15 +297,15 @@ fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
     ppo_resident_bytes(task, dtype) + cache.max(update).max(merged)
 }
 
-/// Policy and value model in training, reference and reward models (each of the value model's size), EMA.
-/// With adapters the reference is the policy's frozen weights and the value model stands on the first reward
-/// model's; on a shared backbone all of them stand on the policy's.
+/// Policy and value model in training, reference and reward models, EMA. With adapters the reference is the
+/// policy's frozen weights and the value model stands on those that it starts from; on a shared backbone all
+/// of them stand on the policy's.
 fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
     let (trained, value_trained) = ppo_trained(task);
     let policy = frozen_bytes(&task.shape, Head::Token, dtype, task.reference_quantize);
     let of_reward = |source: &RewardSource| match &task.lora {
         Some(lora) if lora.share_backbone => weight_bytes(value_trained, dtype),
-        _ => frozen_bytes(&task.value_shape, Head::Scalar, dtype, source.quantize),
+        _ => frozen_bytes(&source.shape, Head::Scalar, dtype, source.quantize),
     };
     let frozen = policy + task.reward.iter().map(of_reward).sum::<u64>();
     let ema = match task.ema {

@@ -73,9 +73,9 @@ pub struct PpoPlan {
     /// `None`: in the stage's `dtype`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_quantize: Option<Quantization>,
-    /// Reward models; their weighted sum is the score. The value model starts from the first.
+    /// Reward models; their weighted sum is the score.
     pub reward: Vec<RewardSource>,
-    /// Shape of the value model.
+    /// Shape of the value model ([`PpoPlan::value_start`]).
     pub value_shape: ModelShape,
     /// Prompts.
     pub prompts: Source,
@@ -126,8 +126,17 @@ pub struct PpoPlan {
     pub nonfinite_skip: u64,
 }
 
+impl PpoPlan {
+    /// The reward model that the value model starts from: the first that reads the policy's ids, since
+    /// the value model does. `None` where all have tokenizers of their own: it then starts from the
+    /// policy, with a head of zeros.
+    pub fn value_start(&self) -> Option<usize> {
+        self.reward.iter().position(|reward| !reward.own_tokenizer)
+    }
+}
+
 /// Adapters in PPO: the reference is the policy without its adapters, and the value model has adapters and a
-/// head of its own on the first reward model.
+/// head of its own on what it starts from ([`PpoPlan::value_start`]).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PpoLora {
     /// The policy's adapters.
@@ -144,12 +153,18 @@ pub struct PpoLora {
 pub struct RewardSource {
     /// The reward model.
     pub model: Source,
+    /// Its shape.
+    pub shape: ModelShape,
     /// Its weight.
     pub weight: f64,
     /// How its matrices are kept, and those under the adapters of a value model that stands on them; `None`: in
     /// the stage's `dtype`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantization>,
+    /// It does not read the policy's ids: what is scored is decoded, written by its own chat template
+    /// and encoded by its own tokenizer.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_tokenizer: bool,
 }
 
 /// What becomes of the score of a response that was cut off before its EOS.

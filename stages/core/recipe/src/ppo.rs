@@ -5,7 +5,9 @@ use datasets::DatasetKind;
 use crate::artefacts;
 use crate::data_stages::{GOLD_RULES, sampling};
 use crate::lora::{ppo_lora, under_adapters};
-use crate::plan::{Dtype, EosRule, Execution, KlPlan, PpoPlan, Quantization, RewardSource, Source};
+use crate::plan::{
+    Dtype, EosRule, Execution, KlPlan, PpoPlan, Quantization, RewardSource, SamplingPlan, Source,
+};
 use crate::pretraining::ptx;
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{Resolver, Wanted};
@@ -17,25 +19,15 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
     let model = resolver.source(reader, "model", Wanted::Policy)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let under_policy = under_adapters(reader)?;
-    let (reward, value_shape) = rewards(reader, resolver, (&model, &shape), under_policy)?;
+    let reward = rewards(reader, resolver, (&model, &shape), under_policy)?;
+    let value_start = reward.iter().find(|reward| !reward.own_tokenizer);
+    let value_shape = value_start.map_or(&shape, |reward| &reward.shape).clone();
     let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
     let sampling = sampling(reader, &shape)?;
+    reward_positions(reader, &reward, &sampling)?;
     let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens;
-    // A response that was cut off is scored with EOS behind it.
-    let scored = tokens + 1;
-    if scored > value_shape.max_positions {
-        let message = format!(
-            "prompt, response and EOS take {scored} tokens, the first reward model's max_positions are {}",
-            value_shape.max_positions
-        );
-        return Err(reader.problem(
-            "reward",
-            message,
-            "shorten max_prompt_tokens or max_new_tokens",
-        ));
-    }
     fixed_angles(reader, "model", &shape, tokens)?;
-    fixed_angles(reader, "reward", &value_shape, scored)?;
+    fixed_angles(reader, "reward", &value_shape, tokens)?;
     let batch = reader.count("batch", 1)?;
     let minibatch = minibatch(reader, batch)?;
     let policy_optimizer = optimizer(reader, "optimizer", None)?;
@@ -102,21 +94,22 @@ fn minibatch(reader: &Reader<'_>, batch: usize) -> Outcome<usize> {
     Err(reader.problem("minibatch", message, hint))
 }
 
-/// The reward models, and the shape of the first, which the value model starts from.
 fn rewards(
     reader: &Reader<'_>,
     resolver: &Resolver<'_>,
     (policy, shape): (&Source, &ModelShape),
     under_policy: Option<Quantization>,
-) -> Outcome<(Vec<RewardSource>, ModelShape)> {
+) -> Outcome<Vec<RewardSource>> {
     let hint = "write reward = [{ model = \"stage:NAME\", weight = 1.0 }]";
     let written = reader.table.get("reward").map(|entry| &entry.node.value);
     let Some(Value::List(items)) = written else {
         return Err(reader.missing("reward", hint));
     };
+    if items.is_empty() {
+        return Err(reader.problem("reward", "must name at least one reward model, is []", hint));
+    }
     let mut rewards = Vec::with_capacity(items.len());
     let shared = reader.flag("lora.share_backbone")?;
-    let mut first = None;
     for (index, item) in items.iter().enumerate() {
         let reader = Reader {
             table: item,
@@ -127,27 +120,17 @@ fn rewards(
         };
         let model = resolver.source(&reader, "model", Wanted::Reward)?;
         let found = resolver.shape(&reader, "model", &model)?;
-        same_tokenizer(&reader, resolver, policy, &model)?;
-        if found.vocab_size != shape.vocab_size {
-            let message = format!(
-                "must read the policy's {} token ids, has {}",
-                shape.vocab_size, found.vocab_size
-            );
-            let hint = "take a reward model that was trained with the policy's tokenizer";
-            return Err(reader.problem("model", message, hint));
-        }
-        let weight = reader.number_opt("weight", Range::FINITE)?.unwrap_or(1.0);
+        let same = same_tokenizer(&reader, resolver, policy, &model)?;
         rewards.push(RewardSource {
+            // The policy samples any row of its embedding, so the reward model must have as many.
+            own_tokenizer: !same || found.vocab_size < shape.vocab_size,
             model,
-            weight,
+            shape: found,
             quantize: reward_quantize(&reader, shared, under_policy)?,
+            weight: reader.number_opt("weight", Range::FINITE)?.unwrap_or(1.0),
         });
-        first.get_or_insert(found);
     }
-    match first {
-        Some(first) => Ok((rewards, first)),
-        None => Err(reader.problem("reward", "must name at least one reward model, is []", hint)),
-    }
+    Ok(rewards)
 }
 
 /// How a reward model's matrices are kept: as those under the policy's adapters, where it says nothing else. On
@@ -185,29 +168,41 @@ fn reference_quantize(
     Ok(under_policy)
 }
 
-/// Refuses a reward model of another tokenizer, where both tokenizers are there to be compared.
+/// Whether two models are known to have one tokenizer: a stage's and a folder's cannot be compared
+/// before the stage has run.
 fn same_tokenizer(
     reader: &Reader<'_>,
     resolver: &Resolver<'_>,
     policy: &Source,
     reward: &Source,
-) -> Outcome<()> {
+) -> Outcome<bool> {
     let (policy, reward) = (resolver.tokenizer_of(policy), resolver.tokenizer_of(reward));
-    let (Some(policy), Some(reward)) = (policy.outside(), reward.outside()) else {
-        return Ok(());
-    };
-    let same = artefacts::same_tokenizer(policy, reward)
-        .map_err(|(message, hint)| reader.problem("model", message, hint))?;
-    if same {
-        return Ok(());
+    match (policy.outside(), reward.outside()) {
+        (Some(policy), Some(reward)) => artefacts::same_tokenizer(policy, reward)
+            .map_err(|(message, hint)| reader.problem("model", message, hint)),
+        _ => Ok(policy == reward),
     }
-    let message = format!(
-        "must have the policy's tokenizer, that of {} differs from that of {}",
-        reward.display(),
-        policy.display()
-    );
-    let hint = "take a reward model that was trained with the policy's tokenizer";
-    Err(reader.problem("model", message, hint))
+}
+
+/// Refuses episodes that a reward model which reads the policy's ids cannot hold.
+fn reward_positions(
+    reader: &Reader<'_>,
+    rewards: &[RewardSource],
+    sampling: &SamplingPlan,
+) -> Outcome<()> {
+    // A response that was cut off is scored with EOS behind it.
+    let tokens = sampling.max_prompt_tokens + sampling.max_new_tokens + 1;
+    for (index, reward) in rewards.iter().enumerate() {
+        let positions = reward.shape.max_positions;
+        if !reward.own_tokenizer && tokens > positions {
+            let message = format!(
+                "prompt, response and EOS take {tokens} tokens, the max_positions of reward[{index}] are {positions}"
+            );
+            let hint = "shorten max_prompt_tokens or max_new_tokens";
+            return Err(reader.problem("reward", message, hint));
+        }
+    }
+    Ok(())
 }
 
 fn kl(reader: &Reader<'_>) -> Outcome<KlPlan> {

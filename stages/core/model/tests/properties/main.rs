@@ -2,6 +2,7 @@
 //! block-by-block backward pass, saving. In f64 at 1e-9.
 
 mod dynamic;
+mod starts;
 
 use std::collections::BTreeMap;
 
@@ -338,58 +339,4 @@ fn response_logprobs_stand_one_position_before_their_tokens() {
         );
         assert!(same.equal(&ours_br));
     }
-}
-
-#[test]
-fn initial_weights_depend_on_seed_and_name_alone() {
-    for family in [Family::Gpt2, Family::Llama] {
-        let make = |seed, head| Model::init(&shape(family), head, seed, Device::Cpu, Kind::Float);
-        let (a, b, c) = (
-            make(1, Head::Token),
-            make(1, Head::Scalar),
-            make(2, Head::Token),
-        );
-        for (name, tensor) in a.params() {
-            if let Some(other) = b.params().get(name) {
-                assert!(tensor.equal(other), "{name} depends on the head");
-            }
-            if tensor.size().len() == 2 {
-                assert!(!tensor.equal(&c.params()[name]), "{name} ignores the seed");
-                let expected = if name.contains("c_proj")
-                    || name.contains("o_proj")
-                    || name.contains("down_proj")
-                {
-                    0.02 / 6_f64.sqrt()
-                } else {
-                    0.02
-                };
-                let std = tensor.to_kind(Kind::Double).std(false).double_value(&[]);
-                assert!((std / expected - 1.0).abs() < 0.15, "{name}: {std}");
-            }
-        }
-    }
-}
-
-#[test]
-fn a_reward_model_starts_from_a_copy_of_the_trunk() {
-    let models = models();
-    let policy = models
-        .iter()
-        .find(|model| model.shape.family == Family::Llama)
-        .expect("every family is there");
-    let mut reward = policy.to_scalar(3);
-    assert_eq!(
-        (reward.head, reward.params().contains_key("lm_head.weight")),
-        (Head::Scalar, false)
-    );
-    let input = alone(&rows()[0]);
-    let before = policy.hidden(&input);
-    assert!(reward.hidden(&input).equal(&before));
-    assert_eq!(reward.scalar(&before).size(), [1, 9]);
-    let _ = reward.params()["model.norm.weight"].shallow_clone().zero_();
-    assert!(policy.hidden(&input).equal(&before), "the trunk is shared");
-    let other = policy.to_scalar(4);
-    reward.copy_from(&other);
-    assert!(reward.hidden(&input).equal(&before));
-    assert!(reward.params()["score.weight"].equal(&other.params()["score.weight"]));
 }

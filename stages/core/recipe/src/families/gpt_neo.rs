@@ -77,7 +77,8 @@ fn local_layers(config: &Config<'_>, layers: usize) -> Result<Vec<usize>, ShapeE
     for item in types.as_array().ok_or_else(wrong)? {
         let (kinds, times) = (item[0].as_array(), item[1].as_u64());
         let (kinds, times) = kinds.zip(times).ok_or_else(wrong)?;
-        if times as usize > layers {
+        let most = layers as u64;
+        if times > most || times * kinds.len() as u64 > most - local.len() as u64 {
             return Err(wrong());
         }
         for kind in (0..times).flat_map(|_| kinds) {

@@ -127,30 +127,6 @@ fn model_folders() {
 }
 
 #[test]
-fn a_reward_model_of_another_tokenizer_is_refused() {
-    let project = Project::new(BASE);
-    folder(&project, "policy", &config("LlamaForCausalLM", ""));
-    folder(
-        &project,
-        "judge",
-        &config("LlamaForSequenceClassification", ""),
-    );
-    let both = [
-        ("stages.ppo.model", "policy"),
-        ("stages.ppo.reward.0.model", "path:judge"),
-    ];
-    let refusal = project.refusal(&both);
-    let expected = "--set stages.ppo.reward.0.model=path:judge: stages.ppo.reward[0].model: must have the \
-                    policy's tokenizer, that of DIR/judge differs from that of DIR/policy";
-    assert!(refusal.starts_with(expected), "{refusal}");
-    let refusal = project.refusal(&[("stages.ppo.reward.0.model", "path:judge")]);
-    assert!(
-        refusal.contains("must read the policy's 300 token ids, has 270"),
-        "{refusal}"
-    );
-}
-
-#[test]
 fn datasets_by_path() {
     let project = Project::new(BASE);
     project.write("rows.csv", "");

@@ -1,5 +1,6 @@
 //! Adapters: which matrices their targets name, what they cost, and what is refused.
 
+use super::bad_places::{config, folder};
 use super::{BASE, Project, base_with};
 use crate::families::Sizes;
 use crate::lora::LoraPlan;
@@ -201,6 +202,56 @@ fn a_shared_backbone_needs_adapters_on_the_policys_start() {
     let other = [&SHARED[..], &[("stages.reward.model", "stage:pretrain")]].concat();
     let refusal = project.refusal(&other);
     assert!(refusal.contains(expected), "{refusal}");
+    // One with a tokenizer of its own is no adapters on them, and the value model stands on the policy.
+    let judge = judge_of_its_own(&project);
+    let refusal = project.refusal(&[&SHARED[..], &[judge]].concat());
+    assert!(refusal.contains(expected), "{refusal}");
+}
+
+/// A reward model of one narrow layer whose tokenizer is not the policy's.
+fn judge_of_its_own(project: &Project) -> (&'static str, &'static str) {
+    folder(
+        project,
+        "judge",
+        &config("LlamaForSequenceClassification", ""),
+    );
+    ("stages.ppo.reward.0.model", "path:judge")
+}
+
+/// Adapters and head of the value model are on the policy's weights, and the reward model costs its own.
+#[test]
+fn a_value_model_without_a_reward_model_of_its_ids_is_adapters_on_the_policy() {
+    let project = Project::new(BASE);
+    let settings = [judge_of_its_own(&project), ("stages.ppo.lora.r", "4")];
+    let plan = project.load(&settings).expect("a plan");
+    let lora = ppo_lora(&plan);
+    assert_eq!(lora.policy, lora.value);
+    let numbers = |name: &str| -> u64 {
+        let text = number(&plan, "ppo", name).replace(',', "");
+        text.parse().expect("a count")
+    };
+    let head = 64;
+    assert_eq!(
+        numbers("trained parameters of the value model"),
+        numbers("trained parameters") + head
+    );
+    let Task::Ppo(ppo) = &plan.stage("ppo").expect("ppo").task else {
+        panic!("no ppo");
+    };
+    let other = base_with(&settings[1..]);
+    let kib = |plan: &Plan| -> f64 {
+        let text = number(plan, "ppo", "peak memory, predicted");
+        let (value, unit) = text.split_once(' ').expect("a unit");
+        let value: f64 = value.parse().expect("a number");
+        value * if unit == "MiB" { 1024.0 } else { 1.0 }
+    };
+    let narrower = ppo.shape.num_parameters_scalar() - ppo.reward[0].shape.num_parameters_scalar();
+    let expected = narrower as f64 * 4.0 / 1024.0;
+    let saved = kib(&other) - kib(&plan);
+    assert!(
+        (saved - expected).abs() < 0.1 * 1024.0,
+        "{saved} {expected}"
+    );
 }
 
 fn number(plan: &Plan, stage: &str, name: &str) -> String {

@@ -1,5 +1,8 @@
 //! Order, references, defaults, overrides, and the plan's text.
 
+use std::fs;
+
+use super::bad_places::{config, folder};
 use super::{BASE, Project, base_with};
 use crate::plan::{Duration, KlPlan, Plan, Source, Task};
 
@@ -190,6 +193,124 @@ fn numbers_name_costs_and_every_key() {
     assert_eq!(find("ppo", "policy_optimizer.lr"), "0.0001");
     assert_eq!(find("ppo", "micro_batch"), "8");
     assert_eq!(find("ppo", "max_logprob_gap"), "0.001");
+}
+
+/// A model folder with the tokenizer of another.
+fn with_tokenizer_of(other: &str, project: &Project, name: &str, config: &str) {
+    project.write(&format!("{name}/config.json"), config);
+    for file in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        let from = project.dir.path().join(other).join(file);
+        fs::copy(from, project.dir.path().join(name).join(file)).expect("copied");
+    }
+}
+
+/// Where tokenizers can be compared they are; a stage's and a folder's count as different.
+#[test]
+fn the_value_model_starts_from_the_first_reward_model_that_reads_the_policys_ids() {
+    let project = Project::new(BASE);
+    folder(&project, "policy", &config("LlamaForCausalLM", ""));
+    let scalar = config("LlamaForSequenceClassification", "");
+    folder(&project, "other", &scalar);
+    let narrow = scalar.replace("\"hidden_size\": 16", "\"hidden_size\": 8");
+    with_tokenizer_of("policy", &project, "same", &narrow);
+    with_tokenizer_of("policy", &project, "fewer", &scalar.replace("270", "269"));
+    let own = "path:policy";
+    let cases = [
+        (own, vec!["path:other"], vec![true], None, 16),
+        (own, vec!["path:same"], vec![false], Some(0), 8),
+        (
+            own,
+            vec!["path:other", "path:same"],
+            vec![true, false],
+            Some(1),
+            8,
+        ),
+        (own, vec!["path:fewer"], vec![true], None, 16),
+        (
+            "stage:sft",
+            vec!["path:other", "stage:reward"],
+            vec![true, false],
+            Some(1),
+            64,
+        ),
+        ("stage:sft", vec!["path:same"], vec![true], None, 64),
+    ];
+    for (model, rewards, own_tokenizers, start, width) in cases {
+        let rewards: Vec<String> = rewards
+            .iter()
+            .map(|model| format!("{{ model = \"{model}\" }}"))
+            .collect();
+        let rewards = format!("reward = [{}]", rewards.join(", "));
+        project.write(
+            "pipeline.toml",
+            &BASE.replace("reward = [{ model = \"stage:reward\" }]", &rewards),
+        );
+        let plan = project
+            .load(&[("stages.ppo.model", model)])
+            .expect(&rewards);
+        let stage = plan.stage("ppo").expect("ppo");
+        let Task::Ppo(ppo) = &stage.task else {
+            panic!("no ppo");
+        };
+        let found: Vec<bool> = ppo
+            .reward
+            .iter()
+            .map(|reward| reward.own_tokenizer)
+            .collect();
+        assert_eq!(found, own_tokenizers, "{model} {rewards}");
+        assert_eq!(ppo.value_start(), start, "{model} {rewards}");
+        assert_eq!(ppo.value_shape.width, width, "{model} {rewards}");
+        let numbers = crate::stage_numbers(&plan, stage);
+        let words = start.map_or("the policy, with a head of zeros".to_owned(), |index| {
+            format!("reward[{index}]")
+        });
+        let said = numbers
+            .iter()
+            .find(|(key, _)| key == "the value model starts from");
+        assert!(
+            said.is_some_and(|(_, said)| said.starts_with(&words)),
+            "{said:?}"
+        );
+    }
+}
+
+/// Stages that were done before reward models could have tokenizers of their own keep their hash.
+#[test]
+fn reward_models_that_read_the_policys_ids_add_nothing_to_the_hashed_configuration() {
+    let plan = base_with(&[]);
+    let config = plan.stage("ppo").expect("ppo").config_json();
+    let expected =
+        serde_json::json!([{ "model": { "from": "stage", "name": "reward" }, "weight": 1.0 }]);
+    assert_eq!(config["reward"], expected);
+}
+
+/// Where ids pass, the reward model must hold the episode; where text does, its own tokens decide.
+#[test]
+fn episodes_must_fit_into_reward_models_that_read_their_ids() {
+    let project = Project::new(BASE);
+    let scalar = config("LlamaForSequenceClassification", "");
+    let scalar = scalar.replace(
+        "\"max_position_embeddings\": 64",
+        "\"max_position_embeddings\": 40",
+    );
+    folder(&project, "judge", &scalar);
+    let policy = config("LlamaForCausalLM", "");
+    with_tokenizer_of("judge", &project, "policy", &policy);
+    let judge = ("stages.ppo.reward.0.model", "path:judge");
+    let refusal = project.refusal(&[("stages.ppo.model", "path:policy"), judge]);
+    assert!(
+        refusal.contains(
+            "prompt, response and EOS take 49 tokens, the max_positions of reward[0] are 40"
+        ),
+        "{refusal}"
+    );
+    project
+        .load(&[judge])
+        .expect("a stage's tokenizer is not a folder's");
 }
 
 #[test]

@@ -1,0 +1,81 @@
+//! Models that are made of another's parameters.
+
+use recipe::shape::ModelShape;
+use recipe::tensors::{Head, TensorSpec, tensors};
+use tch::{Device, Kind, Tensor};
+
+use crate::transformer::{Model, draw};
+
+impl Model {
+    /// A reward model on a copy of this model's trunk, with a new head N(0, 1/(width+1)).
+    ///
+    /// # Panics
+    /// When the model has adapters.
+    #[must_use]
+    pub fn to_scalar(&self, seed: u64) -> Self {
+        self.deep_copy().with_scalar_head(|spec| draw(spec, seed))
+    }
+
+    /// A value model on this model's own trunk, with which it shares all but the head. That is zero, so that
+    /// it predicts 0 until it is trained (Ziegler et al. 2019, their code).
+    ///
+    /// # Panics
+    /// When the model has adapters.
+    #[must_use]
+    pub fn to_value(&self) -> Self {
+        self.share()
+            .with_scalar_head(|spec| Tensor::zeros(&spec.dims[..], (Kind::Float, Device::Cpu)))
+    }
+
+    fn with_scalar_head(self, head: impl Fn(&TensorSpec) -> Tensor) -> Self {
+        assert!(!self.has_adapter(), "the model has adapters");
+        let (kind, device) = (self.kind(), self.device());
+        let mut parameters = self.parameters;
+        parameters
+            .dense
+            .remove(&format!("{}.weight", self.shape.names().head));
+        for spec in tensors(&self.shape, Head::Scalar) {
+            if parameters.codes(&spec.name).is_none() {
+                let new = || head(&spec).to_kind(kind).to_device(device);
+                parameters
+                    .dense
+                    .entry(spec.name.clone())
+                    .or_insert_with(new);
+            }
+        }
+        Self::from_parameters(self.shape, Head::Scalar, 0.0, parameters)
+    }
+
+    /// The same parameters with the positions of another shape: other rotary angles, for more of them.
+    #[must_use]
+    pub fn with_positions(self, of: &ModelShape) -> Self {
+        let shape = ModelShape {
+            positions: of.positions,
+            max_positions: of.max_positions,
+            ..self.shape
+        };
+        Self::from_parameters(shape, self.head, self.reward_shift, self.parameters)
+    }
+
+    /// Takes over the numbers of what is trained of another model (converted to this one's type and device).
+    ///
+    /// # Panics
+    /// When the shapes, heads or adapters differ; as [`Self::trainable`].
+    pub fn copy_from(&mut self, other: &Self) {
+        let theirs = other.trainable();
+        assert!(
+            self.shape == other.shape && self.head == other.head,
+            "{:?} {:?} takes over {:?} {:?}",
+            self.shape,
+            self.head,
+            other.shape,
+            other.head
+        );
+        tch::no_grad(|| {
+            for (name, mut tensor) in self.trainable() {
+                tensor.copy_(&theirs[&name]);
+            }
+        });
+        self.reward_shift = other.reward_shift;
+    }
+}
