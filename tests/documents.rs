@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use runtime::metrics::{METRICS, read_metrics};
+use serde_json::{Value, json};
 use toml::Table;
 
 use crate::rules::{members, rust_files};
-use crate::support::{Outcome, TRAINED, finished_run, repository, rlhf, say, scratch};
+use crate::support::{Outcome, TRAINED, copy_tree, finished_run, repository, rlhf, say, scratch};
 
 /// Entries of the repository's root that are not built: as Git would keep them.
 fn root_entries() -> Outcome<BTreeSet<String>> {
@@ -122,9 +123,21 @@ fn trees_are_read_as_drawn() -> Outcome {
     Ok(())
 }
 
+/// A model that is read up to a length that any experiment may ask for.
+fn long_model(folder: &Path) -> Outcome {
+    copy_tree(&finished_run().join("sft/final"), folder)?;
+    fs::remove_file(folder.join("manifest.json"))?;
+    let path = folder.join("config.json");
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
+    config["max_position_embeddings"] = json!(8192);
+    Ok(fs::write(path, config.to_string())?)
+}
+
 #[test]
 fn every_experiment_resolves() -> Outcome {
     let folder = scratch()?;
+    let stand_in = folder.path().join("model");
+    long_model(&stand_in)?;
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(repository().join("experiments"))? {
         let experiment = entry?.path();
@@ -146,6 +159,14 @@ fn every_experiment_resolves() -> Outcome {
         let stub = folder.path().join("stub.json");
         fs::write(&stub, "{}")?;
         for (name, stage) in table["stages"].as_table().ok_or("no stages")? {
+            // The same for a model.
+            let model = stage.get("model").and_then(toml::Value::as_str);
+            let folder = model.and_then(|model| model.strip_prefix("path:"));
+            if folder.is_some_and(|folder| !experiment.join(folder).exists()) {
+                command
+                    .arg("--set")
+                    .arg(format!("stages.{name}.model=path:{}", stand_in.display()));
+            }
             let path = stage.get("path").and_then(toml::Value::as_str);
             if path.is_some_and(|path| !experiment.join(path).exists()) {
                 command
