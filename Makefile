@@ -49,7 +49,7 @@ about-demo:
 
 demo: about-demo build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 8 minutes): base, SFT, reward model, PPO, report
 	$(RLHF) run experiments/demo/pipeline.toml --run-dir runs/demo $(FLAGS)
-	$(RLHF) eval runs/demo > /dev/null
+	$(RLHF) eval runs/demo --samples 2048 > /dev/null
 	$(RLHF) inspect runs/demo --html runs/demo/report.html --svg runs/demo/svg
 
 experiments/smollm2/data/model: | build

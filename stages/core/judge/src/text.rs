@@ -2,8 +2,21 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// Different word pairs over all word pairs of all replies (Li et al. 2016); 1 where there are none.
+/// Replies among which pairs are told apart by [`distinct_2`].
+pub const DISTINCT_GROUP: usize = 512;
+
+/// Different word pairs over all word pairs (Li et al. 2016); 1 where there are none. The measure falls with the
+/// amount of text, so it is taken over every [`DISTINCT_GROUP`] replies and averaged, what is left at the end
+/// aside; fewer replies are one group.
 pub fn distinct_2(replies: &[String]) -> f64 {
+    if replies.len() < DISTINCT_GROUP {
+        return distinct_2_of(replies);
+    }
+    let groups = replies.chunks_exact(DISTINCT_GROUP).map(distinct_2_of);
+    groups.sum::<f64>() / (replies.len() / DISTINCT_GROUP) as f64
+}
+
+fn distinct_2_of(replies: &[String]) -> f64 {
     let words: Vec<Vec<&str>> = replies
         .iter()
         .map(|r| r.split_whitespace().collect())
@@ -50,6 +63,16 @@ mod tests {
         // a b, b c | a b  -> 2 different of 3
         assert!((distinct_2(&replies(&["a b c", "a b"])) - 2.0 / 3.0).abs() < 1e-12);
         assert!((distinct_2(&replies(&["a"])) - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn distinct_2_does_not_fall_with_the_number_of_groups() {
+        let group: Vec<String> = (0..DISTINCT_GROUP).map(|i| format!("a {i}")).collect();
+        assert!((distinct_2(&group) - 1.0).abs() < 1e-12);
+        let rest = ["a b".to_owned(), "a b".to_owned()];
+        let all = [&group[..], &group[..], &rest[..]].concat();
+        assert!((distinct_2(&all) - 1.0).abs() < 1e-12);
+        assert!((distinct_2(&rest) - 0.5).abs() < 1e-12);
     }
 
     #[test]
