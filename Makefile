@@ -18,7 +18,7 @@ need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it w
 .PHONY: help setup build demo smollm2 test check pretrain sft reward ppo inspect plan parity dist gpu-check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/.ready ## libtorch (the pinned PyTorch wheel) into ./.venv; once, about 5 GB
 

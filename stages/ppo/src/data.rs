@@ -61,8 +61,13 @@ impl Models {
                 own_tokenizer: source.own_tokenizer.then_some(reward_tokenizer),
             });
         }
-        let value = match plan.value_start() {
-            Some(index) => rewards[index].judge.model().fork(),
+        let value_start = plan.value_start().map(|index| (index, &plan.reward[index]));
+        let value = match value_start {
+            // Codes are not trained.
+            Some((_, source)) if plan.lora.is_none() && source.quantize.is_some() => {
+                ctx.load_checkpoint(&source.model)?.model
+            }
+            Some((index, _)) => rewards[index].judge.model().fork(),
             None => policy.to_value(),
         };
         let (policy, reference, value) = match &plan.lora {
@@ -71,20 +76,12 @@ impl Models {
                     None => policy.deep_copy(),
                     quantize => ctx.load_frozen(&plan.model, quantize)?.model,
                 };
-                let in_codes = plan
-                    .value_start()
-                    .filter(|&index| plan.reward[index].quantize.is_some());
-                let value = match in_codes {
-                    None => value.deep_copy(),
-                    Some(index) => ctx.load_checkpoint(&plan.reward[index].model)?.model,
-                };
-                (policy, reference, value)
+                (policy, reference, value.deep_copy())
             }
             Some(lora) => {
                 let reference = policy.share();
                 let own = (!lora.share_backbone).then_some(&lora.value);
-                let start = plan.value_start();
-                let source = start.map_or(&plan.model, |index| &plan.reward[index].model);
+                let source = value_start.map_or(&plan.model, |(_, source)| &source.model);
                 let value = ctx.adapt(value, own, source, "value adapters");
                 let adapters = Some(&lora.policy);
                 let policy = ctx.adapt(policy, adapters, &plan.model, "policy adapters");
@@ -129,10 +126,10 @@ impl RewardModel {
     pub fn score(
         &self,
         episodes: &[Episode],
-        policys: &Tokenizer,
+        policy_tokenizer: &Tokenizer,
         options: &ScoreOptions,
     ) -> Result<(Vec<f64>, usize), PpoError> {
-        let ended = |e: &Episode| e.ended(policys.eos_id());
+        let ended = |e: &Episode| e.ended(policy_tokenizer.eos_id());
         let (rows, num_shortened) = match &self.own_tokenizer {
             None => (episodes.iter().map(ended).collect(), 0),
             Some(own) => {
@@ -140,7 +137,11 @@ impl RewardModel {
                 reply_rows(&replies, own, self.context(), options.overlong)?
             }
         };
-        let pad_id = self.own_tokenizer.as_ref().unwrap_or(policys).pad_id();
+        let pad_id = self
+            .own_tokenizer
+            .as_ref()
+            .unwrap_or(policy_tokenizer)
+            .pad_id();
         Ok((
             self.judge.score(&rows, pad_id, options.micro_batch)?,
             num_shortened,

@@ -6,7 +6,7 @@ use runtime::metrics::Metrics;
 use tch::{Tensor, no_grad};
 
 use crate::loss::{PairIndex, accuracy, expected_calibration_error, kwise_loss, margins};
-use crate::run::last_token_scores;
+use crate::run::{last_token_scores, longest};
 
 /// Scores all held-out prompts; reports under `loss/heldout`, `accuracy/heldout`, `calibration/ece`.
 pub(crate) fn evaluate(
@@ -17,7 +17,8 @@ pub(crate) fn evaluate(
     metrics: &mut Metrics,
 ) -> f64 {
     let (mut loss, mut all_margins) = (0.0, Vec::new());
-    let examples: Vec<&ComparisonExample> = examples.iter().collect();
+    let mut examples: Vec<&ComparisonExample> = examples.iter().collect();
+    examples.sort_by_key(|example| longest(example));
     for micro in examples.chunks(micro_batch) {
         let pairs = PairIndex::new(micro.iter().map(|e| (e.responses.len(), &e.pairs[..])));
         no_grad(|| {

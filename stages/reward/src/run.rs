@@ -30,7 +30,7 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
     while session.is_running() {
         let mut batch = data.batch(session.step, plan.train.batch);
         // Micro-batches of rows of like length pad little.
-        batch.sort_by_key(|example| example.responses.iter().map(Vec::len).max());
+        batch.sort_by_key(|example| longest(example));
         let mut metrics = Metrics::new();
         backward(&mut session, plan, &batch, &mut metrics)?;
         let ids: Vec<&str> = batch.iter().map(|example| &example.id[..]).collect();
@@ -109,6 +109,11 @@ fn backward(
     metrics.insert("reward/std", deviation(&scores));
     metrics.insert("reward/margin", mean(&all_margins));
     Ok(())
+}
+
+/// Tokens of the longest row of a prompt.
+pub(crate) fn longest(example: &ComparisonExample) -> usize {
+    example.responses.iter().map(Vec::len).max().unwrap_or(0)
 }
 
 /// The scores of all responses of some prompts, read at each response's last token.

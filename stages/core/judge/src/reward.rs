@@ -43,7 +43,7 @@ pub enum JudgeError {
     /// A token that the model's embedding does not have.
     #[error(
         "row {row} has token {token}, and the reward model has {vocab_size}\n  \
-         hint: policy and reward model must share one tokenizer"
+         hint: encode the rows with the reward model's own tokenizer"
     )]
     UnknownToken {
         /// Index of the row.

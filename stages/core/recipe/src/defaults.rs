@@ -183,7 +183,6 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         "off: exact",
     ),
     (&["ppo"], "reference.quantize", Flag(false), "off: exact"),
-    (&["ppo"], "reward[].quantize", Flag(false), "off: exact"),
     (&["ppo"], "batch", Integer(512), "InstructGPT's"),
     (&["ppo"], "minibatch", Integer(64), "InstructGPT's"),
     (&["ppo"], "inner_epochs", Integer(1), "InstructGPT's"),

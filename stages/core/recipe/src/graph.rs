@@ -13,7 +13,7 @@ use crate::plan::{CONTENT_KEY, Plan, Source, StagePlan, Task, TrainPlan};
 
 impl Plan {
     /// Version of the format that this program writes and reads.
-    pub const FORMAT_VERSION: u32 = 1;
+    pub const FORMAT_VERSION: u32 = 2;
 
     /// The stage of a name.
     pub fn stage(&self, name: &str) -> Option<&StagePlan> {

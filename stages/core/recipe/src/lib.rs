@@ -35,6 +35,7 @@ pub mod plan;
 mod plan_sampled;
 mod plan_supervised;
 mod ppo;
+mod ppo_numbers;
 pub mod presets;
 mod pretraining;
 mod reader;

@@ -2,17 +2,16 @@
 
 use serde_json::Value;
 
-use crate::arithmetic::{
-    final_learning_rate, frozen_bytes, model_bytes, training_bytes, weight_bytes,
-};
+use crate::arithmetic::{final_learning_rate, frozen_bytes, model_bytes, weight_bytes};
 use crate::plan::{
-    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PpoPlan, PretrainPlan, Quantization,
-    RewardSource, Source, StagePlan, Task, TrainPlan,
+    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PretrainPlan, Quantization, Source,
+    StagePlan, Task, TrainPlan,
 };
+use crate::ppo_numbers::ppo;
 use crate::shape::ModelShape;
 use crate::tensors::Head;
 
-type Numbers = Vec<(String, String)>;
+pub(crate) type Numbers = Vec<(String, String)>;
 
 /// What a stage will cost, then every resolved key of its task and execution.
 ///
@@ -161,11 +160,11 @@ fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> 
 }
 
 /// What is made of adapters on codes for `final/`.
-const HOST_MEMORY: &str = "merged weights at the end, in the host's memory";
+pub(crate) const HOST_MEMORY: &str = "merged weights at the end, in the host's memory";
 
 /// The merged weights of `final/`, once nothing is updated any more. Those of a quantised model are made in the
 /// host's memory ([`HOST_MEMORY`]).
-fn merged_bytes(parameters: u64, dtype: Dtype, quantize: Option<Quantization>) -> u64 {
+pub(crate) fn merged_bytes(parameters: u64, dtype: Dtype, quantize: Option<Quantization>) -> u64 {
     match quantize {
         Some(_) => 0,
         None => weight_bytes(parameters, dtype),
@@ -178,7 +177,7 @@ fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
     let episodes = (task.num_prompts + task.num_heldout) * task.responses;
     let flops = episodes as f64 * tokens as f64 * shape.forward_flops_per_token(tokens);
     let memory = frozen_bytes(shape, Head::Token, execution.dtype, task.quantize)
-        + execution.sample_batch as u64 * shape.cache_bytes(tokens, execution.dtype);
+        + execution.sample_batch.min(episodes) as u64 * shape.cache_bytes(tokens, execution.dtype);
     vec![
         entry("parameters", grouped(shape.num_parameters())),
         entry("samples", grouped(episodes as u64)),
@@ -188,142 +187,7 @@ fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
     ]
 }
 
-fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
-    let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
-    let episodes = task.iterations * task.batch as u64;
-    let updates = task.iterations * (task.batch / task.minibatch * task.inner_epochs) as u64;
-    let flops = ppo_flops_per_episode(task, tokens) * episodes as f64;
-    let mut numbers = vec![
-        entry("parameters", grouped(task.shape.num_parameters())),
-        entry(
-            "parameters of the value model",
-            grouped(task.value_shape.num_parameters_scalar()),
-        ),
-        entry("the value model starts from", value_start(task)),
-    ];
-    if task.lora.is_some() {
-        let (policy, value) = ppo_trained(task);
-        numbers.extend([
-            entry("trained parameters", grouped(policy)),
-            entry("trained parameters of the value model", grouped(value)),
-        ]);
-    }
-    numbers.extend([
-        entry("episodes", grouped(episodes)),
-        entry("updates", grouped(updates)),
-        entry("tokens, at most", grouped(episodes * tokens as u64)),
-        entry(
-            "pretraining tokens (ptx)",
-            match &task.ptx {
-                Some(ptx) => grouped(
-                    episodes * (task.inner_epochs * ptx.sequences_per_episode * ptx.context) as u64,
-                ),
-                None => "none: pretrain_data is not set".to_owned(),
-            },
-        ),
-        entry("FLOPs, at most", format!("{flops:.3e}")),
-        entry(
-            "peak memory, predicted",
-            bytes(ppo_bytes(task, tokens, execution)),
-        ),
-    ]);
-    if task.lora.is_some() && task.reference_quantize.is_some() {
-        let host = weight_bytes(task.shape.num_parameters(), execution.dtype);
-        numbers.push(entry(HOST_MEMORY, bytes(host)));
-    }
-    numbers
-}
-
-/// Numbers that are trained of policy and value model.
-fn ppo_trained(task: &PpoPlan) -> (u64, u64) {
-    let lora = task.lora.as_ref();
-    let policy = lora.map(|lora| &lora.policy);
-    let value = lora.map(|lora| &lora.value);
-    (
-        task.shape.num_trainable(Head::Token, policy),
-        task.value_shape.num_trainable(Head::Scalar, value),
-    )
-}
-
-/// In words, which model's weights the value model begins with.
-fn value_start(task: &PpoPlan) -> String {
-    match task.value_start() {
-        Some(index) => format!("reward[{index}]"),
-        None => "the policy, with a head of zeros: no reward model reads its tokens".to_owned(),
-    }
-}
-
-/// Sampling, reference, value and score once; policy and value trained in every inner epoch.
-fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
-    let (policy, value) = (&task.shape, &task.value_shape);
-    let lora = task.lora.as_ref();
-    let train_policy = |context| {
-        let forward = policy.forward_flops_per_token(context);
-        policy.training_flops_per_token(forward, context, lora.map(|lora| &lora.policy))
-    };
-    let value_forward = value.forward_flops_per_token(tokens);
-    let rewards = task.reward.iter();
-    let scores = rewards.map(|reward| reward.shape.forward_flops_per_token(tokens));
-    let forward =
-        2.0 * policy.forward_flops_per_token(tokens) + value_forward + scores.sum::<f64>();
-    let value_lora = lora.map(|lora| &lora.value);
-    let training =
-        train_policy(tokens) + value.training_flops_per_token(value_forward, tokens, value_lora);
-    let ptx = task.ptx.as_ref().map_or(0.0, |ptx| {
-        let pretraining_tokens = (ptx.sequences_per_episode * ptx.context) as f64;
-        pretraining_tokens * train_policy(ptx.context)
-    });
-    let inner_epochs = task.inner_epochs as f64;
-    tokens as f64 * (forward + inner_epochs * training) + inner_epochs * ptx
-}
-
-/// What stays in memory, and the largest of the cache, the activations of a micro-batch, and with adapters
-/// the merged weights of `final/`.
-fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
-    let dtype = execution.dtype;
-    let sample_batch = execution.sample_batch.min(task.batch);
-    let cache = sample_batch as u64 * task.shape.cache_bytes(tokens, dtype);
-    let sequence = task
-        .ptx
-        .as_ref()
-        .map_or(tokens, |ptx| tokens.max(ptx.context));
-    let micro_tokens = execution.micro_batch * sequence;
-    let update = task.shape.activation_bytes(micro_tokens, execution)
-        + task.shape.logit_bytes(micro_tokens, dtype);
-    let merged = match task.lora {
-        Some(_) => merged_bytes(task.shape.num_parameters(), dtype, task.reference_quantize),
-        None => 0,
-    };
-    ppo_resident_bytes(task, dtype) + cache.max(update).max(merged)
-}
-
-/// Policy and value model in training, reference and reward models, EMA. With adapters the reference is the
-/// policy's frozen weights and the value model stands on those that it starts from; on a shared backbone all
-/// of them stand on the policy's.
-fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
-    let (trained, value_trained) = ppo_trained(task);
-    let policy = frozen_bytes(&task.shape, Head::Token, dtype, task.reference_quantize);
-    let of_reward = |source: &RewardSource| match &task.lora {
-        Some(lora) if lora.share_backbone => weight_bytes(value_trained, dtype),
-        _ => frozen_bytes(&source.shape, Head::Scalar, dtype, source.quantize),
-    };
-    let frozen = policy + task.reward.iter().map(of_reward).sum::<u64>();
-    let ema = match task.ema {
-        Some(_) => weight_bytes(trained, wide(dtype)),
-        None => 0,
-    };
-    frozen + training_bytes(trained, dtype) + training_bytes(value_trained, dtype) + ema
-}
-
-/// The type of master weights.
-fn wide(dtype: Dtype) -> Dtype {
-    match dtype {
-        Dtype::Bf16 | Dtype::F32 => Dtype::F32,
-        Dtype::F64 => Dtype::F64,
-    }
-}
-
-fn entry(name: &str, value: String) -> (String, String) {
+pub(crate) fn entry(name: &str, value: String) -> (String, String) {
     (name.to_owned(), value)
 }
 
@@ -368,7 +232,7 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let mut value = count as f64;
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;

@@ -252,7 +252,7 @@ pub struct ModelReport {
     pub eos_rate: f64,
     /// Mean tokens of a reply.
     pub length: f64,
-    /// Different bigrams among all bigrams of the replies.
+    /// Different bigrams among all bigrams of the replies, in groups of 512.
     pub distinct_2: f64,
     /// Share of trigrams that the same reply had before.
     pub repeated_trigrams: f64,

@@ -117,7 +117,7 @@ pub const METRICS: &[MetricSpec] = &[
     metric(
         "heldout/distinct2",
         "1",
-        "different bigrams over all bigrams of held-out responses",
+        "different bigrams over all bigrams of held-out responses, in groups of 512",
     ),
     metric(
         "ppo/policy_loss",

@@ -1,0 +1,158 @@
+//! The numbers that `rlhf plan` prints for a PPO stage.
+
+use crate::arithmetic::{frozen_bytes, training_bytes, weight_bytes};
+use crate::numbers::{HOST_MEMORY, Numbers, bytes, entry, grouped, merged_bytes};
+use crate::plan::{Dtype, Execution, PpoPlan, Quantization, RewardSource};
+use crate::tensors::Head;
+
+pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
+    let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
+    let episodes = task.iterations * task.batch as u64;
+    let updates = task.iterations * (task.batch / task.minibatch * task.inner_epochs) as u64;
+    let flops = ppo_flops_per_episode(task, tokens) * episodes as f64;
+    let mut numbers = vec![
+        entry("parameters", grouped(task.shape.num_parameters())),
+        entry(
+            "parameters of the value model",
+            grouped(task.value_shape.num_parameters_scalar()),
+        ),
+        entry("the value model starts from", value_start(task)),
+    ];
+    if task.lora.is_some() {
+        let (policy, value) = ppo_trained(task);
+        numbers.extend([
+            entry("trained parameters", grouped(policy)),
+            entry("trained parameters of the value model", grouped(value)),
+        ]);
+    }
+    numbers.extend([
+        entry("episodes", grouped(episodes)),
+        entry("updates", grouped(updates)),
+        entry("tokens, at most", grouped(episodes * tokens as u64)),
+        entry(
+            "pretraining tokens (ptx)",
+            match &task.ptx {
+                Some(ptx) => grouped(
+                    episodes * (task.inner_epochs * ptx.sequences_per_episode * ptx.context) as u64,
+                ),
+                None => "none: pretrain_data is not set".to_owned(),
+            },
+        ),
+        entry("FLOPs, at most", format!("{flops:.3e}")),
+        entry(
+            "peak memory, predicted",
+            bytes(ppo_bytes(task, tokens, execution)),
+        ),
+    ]);
+    let in_codes = ppo_merged(task).filter(|(_, quantize)| quantize.is_some());
+    if let Some(largest) = in_codes.map(|(parameters, _)| parameters).max() {
+        let host = weight_bytes(largest, execution.dtype);
+        numbers.push(entry(HOST_MEMORY, bytes(host)));
+    }
+    numbers
+}
+
+/// Numbers that are trained of policy and value model.
+fn ppo_trained(task: &PpoPlan) -> (u64, u64) {
+    let lora = task.lora.as_ref();
+    let policy = lora.map(|lora| &lora.policy);
+    let value = lora.map(|lora| &lora.value);
+    (
+        task.shape.num_trainable(Head::Token, policy),
+        task.value_shape.num_trainable(Head::Scalar, value),
+    )
+}
+
+/// In words, which model's weights the value model begins with.
+fn value_start(task: &PpoPlan) -> String {
+    match task.value_start() {
+        Some(index) => format!("reward[{index}]"),
+        None => "the policy, with a head of zeros: no reward model reads its tokens".to_owned(),
+    }
+}
+
+/// Sampling, reference, value and score once; policy and value trained in every inner epoch.
+fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
+    let (policy, value) = (&task.shape, &task.value_shape);
+    let lora = task.lora.as_ref();
+    let train_policy = |context| {
+        let forward = policy.forward_flops_per_token(context);
+        policy.training_flops_per_token(forward, context, lora.map(|lora| &lora.policy))
+    };
+    let value_forward = value.forward_flops_per_token(tokens);
+    let rewards = task.reward.iter();
+    let scores = rewards.map(|reward| reward.shape.forward_flops_per_token(tokens));
+    let forward =
+        2.0 * policy.forward_flops_per_token(tokens) + value_forward + scores.sum::<f64>();
+    let value_lora = lora.map(|lora| &lora.value);
+    let training =
+        train_policy(tokens) + value.training_flops_per_token(value_forward, tokens, value_lora);
+    let ptx = task.ptx.as_ref().map_or(0.0, |ptx| {
+        let pretraining_tokens = (ptx.sequences_per_episode * ptx.context) as f64;
+        pretraining_tokens * train_policy(ptx.context)
+    });
+    let inner_epochs = task.inner_epochs as f64;
+    tokens as f64 * (forward + inner_epochs * training) + inner_epochs * ptx
+}
+
+/// What adapters are merged into at the end, one after the other: policy and value model, each with its
+/// parameters and how its weights are kept until then.
+fn ppo_merged(task: &PpoPlan) -> impl Iterator<Item = (u64, Option<Quantization>)> {
+    let lora = task.lora.as_ref();
+    let shared = lora.is_some_and(|lora| lora.share_backbone);
+    let start = task.value_start().filter(|_| !shared);
+    let value = start.map_or(task.reference_quantize, |index| task.reward[index].quantize);
+    let models = [
+        (task.shape.num_parameters(), task.reference_quantize),
+        (task.value_shape.num_parameters_scalar(), value),
+    ];
+    models.into_iter().filter(move |_| lora.is_some())
+}
+
+/// What stays in memory, and the largest of the cache, the activations of a micro-batch, and with adapters
+/// the merged weights of `final/`.
+fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
+    let dtype = execution.dtype;
+    let sample_batch = execution
+        .sample_batch
+        .min(task.batch.max(task.eval_prompts));
+    let cache = sample_batch as u64 * task.shape.cache_bytes(tokens, dtype);
+    let sequence = task
+        .ptx
+        .as_ref()
+        .map_or(tokens, |ptx| tokens.max(ptx.context));
+    let micro_tokens = execution.micro_batch * sequence;
+    let update = task.shape.activation_bytes(micro_tokens, execution)
+        + task.shape.logit_bytes(micro_tokens, dtype);
+    let merged = ppo_merged(task)
+        .map(|(parameters, quantize)| merged_bytes(parameters, dtype, quantize))
+        .max()
+        .unwrap_or(0);
+    ppo_resident_bytes(task, dtype) + cache.max(update).max(merged)
+}
+
+/// Policy and value model in training, reference and reward models, EMA. With adapters the reference is the
+/// policy's frozen weights and the value model stands on those that it starts from; on a shared backbone all
+/// of them stand on the policy's.
+fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
+    let (trained, value_trained) = ppo_trained(task);
+    let policy = frozen_bytes(&task.shape, Head::Token, dtype, task.reference_quantize);
+    let of_reward = |source: &RewardSource| match &task.lora {
+        Some(lora) if lora.share_backbone => weight_bytes(value_trained, dtype),
+        _ => frozen_bytes(&source.shape, Head::Scalar, dtype, source.quantize),
+    };
+    let frozen = policy + task.reward.iter().map(of_reward).sum::<u64>();
+    let ema = match task.ema {
+        Some(_) => weight_bytes(trained, wide(dtype)),
+        None => 0,
+    };
+    frozen + training_bytes(trained, dtype) + training_bytes(value_trained, dtype) + ema
+}
+
+/// The type of master weights.
+fn wide(dtype: Dtype) -> Dtype {
+    match dtype {
+        Dtype::Bf16 | Dtype::F32 => Dtype::F32,
+        Dtype::F64 => Dtype::F64,
+    }
+}
