@@ -44,10 +44,10 @@ experiments/demo/data/dataset.json: | setup
 
 .PHONY: about-demo
 about-demo:
-	@echo "demo: a base model, SFT, a reward model and PPO on real dialogue; about 8 minutes on two cores,"
+	@echo "demo: a base model, SFT, a reward model and PPO on real dialogue; about 10 minutes on two cores,"
 	@echo "      after a set-up of about 15 minutes the first time (5 GB of libtorch, then the build)"
 
-demo: about-demo build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 8 minutes): base, SFT, reward model, PPO, report
+demo: about-demo build experiments/demo/data/dataset.json ## the whole recipe on real dialogue (about 10 minutes): base, SFT, reward model, PPO, report
 	$(RLHF) run experiments/demo/pipeline.toml --run-dir runs/demo $(FLAGS)
 	$(RLHF) eval runs/demo --samples 2048 > /dev/null
 	$(RLHF) inspect runs/demo --html runs/demo/report.html --svg runs/demo/svg
