@@ -62,13 +62,17 @@ impl Models {
             });
         }
         let value_start = plan.value_start().map(|index| (index, &plan.reward[index]));
+        let own_weights = |model: Model| match plan.lora {
+            Some(_) => model,
+            None => model.deep_copy(),
+        };
         let value = match value_start {
             // Codes are not trained.
             Some((_, source)) if plan.lora.is_none() && source.quantize.is_some() => {
                 ctx.load_checkpoint(&source.model)?.model
             }
-            Some((index, _)) => rewards[index].judge.model().fork(),
-            None => policy.to_value(),
+            Some((index, _)) => own_weights(rewards[index].judge.model().fork()),
+            None => own_weights(policy.to_value()),
         };
         let (policy, reference, value) = match &plan.lora {
             None => {
@@ -76,7 +80,7 @@ impl Models {
                     None => policy.deep_copy(),
                     quantize => ctx.load_frozen(&plan.model, quantize)?.model,
                 };
-                (policy, reference, value.deep_copy())
+                (policy, reference, value)
             }
             Some(lora) => {
                 let reference = policy.share();
