@@ -1,11 +1,11 @@
 //! Rows as training examples: token ids with what each stage needs to know about them.
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::dialogue::Dialogue;
 use crate::error::DataError;
 use crate::fit::{fit_dialogue, fit_prompt};
+use crate::parallel;
 use crate::rows::{Comparison, Demonstration, Message, Prompt};
 use crate::stats::Lengths;
 use crate::tokenizer::Tokenizer;
@@ -105,7 +105,7 @@ impl Limit {
         make: impl Fn(&R) -> Result<Outcome<T>, DataError> + Sync + Send,
         length: impl Fn(&T) -> usize,
     ) -> Result<(Vec<T>, OverlongCount), DataError> {
-        let outcomes: Vec<Outcome<T>> = rows.par_iter().map(make).collect::<Result<_, _>>()?;
+        let outcomes = parallel::try_map(rows, make)?;
         let mut count = OverlongCount::default();
         let mut examples = Vec::with_capacity(outcomes.len());
         for outcome in outcomes {

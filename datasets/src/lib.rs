@@ -27,6 +27,7 @@ pub mod import;
 pub mod loader;
 pub mod pack;
 mod pack_write;
+mod parallel;
 pub mod passkey;
 pub mod reply;
 pub mod rows;

@@ -11,11 +11,11 @@ use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use rayon::prelude::*;
 use runtime::files::write_whole;
 
 use crate::error::{DataError, TokenizerError};
 use crate::files::writer_properties;
+use crate::parallel;
 use crate::rows::Text;
 use crate::split::{Split, split_batches};
 use crate::tokenizer::Tokenizer;
@@ -145,10 +145,7 @@ fn encode_documents(
     texts: &[Text],
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Vec<Token>>, TokenizerError> {
-    texts
-        .par_iter()
-        .map(|row| encode_document(&row.text, tokenizer))
-        .collect()
+    parallel::try_map(texts, |row| encode_document(&row.text, tokenizer))
 }
 
 /// A document's tokens with the bytes behind each: from where the previous token ended to where

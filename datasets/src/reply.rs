@@ -1,10 +1,9 @@
 //! Replies as a reward model reads them whose tokenizer is another than their author's.
 
-use rayon::prelude::*;
-
 use crate::error::DataError;
 use crate::examples::Overlong;
 use crate::fit::fit_prompt;
+use crate::parallel;
 use crate::rows::Message;
 use crate::tokenizer::Tokenizer;
 
@@ -35,7 +34,7 @@ pub fn reply_rows(
     overlong: Overlong,
 ) -> Result<(Vec<Vec<u32>>, usize), DataError> {
     let row = |reply: &Reply<'_>| reply.row(tokenizer, context, overlong);
-    let rows: Vec<(Vec<u32>, bool)> = replies.par_iter().map(row).collect::<Result<_, _>>()?;
+    let rows = parallel::try_map(replies, row)?;
     let num_shortened = rows
         .iter()
         .filter(|(_, is_shortened)| *is_shortened)
