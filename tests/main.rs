@@ -18,6 +18,7 @@ mod hub_server;
 mod long_context;
 mod lora;
 mod model_files;
+mod objectives;
 mod own_tokenizer;
 mod process;
 mod quantized;

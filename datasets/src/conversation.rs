@@ -1,7 +1,7 @@
 //! A conversation of two people, and what can be learned from it.
 
 use crate::rows::{Demonstration, Message, Prompt, Text};
-use crate::tokenizer::SPECIAL_TOKENS;
+use crate::tokenizer_train::SPECIAL_TOKENS;
 
 /// Shorter conversations hardly got started.
 const MIN_TURNS: usize = 4;

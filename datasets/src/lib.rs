@@ -10,7 +10,7 @@
 //!
 //! **Reading order:** [`rows`] (what a dataset is), [`files`] (how it lies on disk), [`mod@import`]
 //! and [`split`] (where it comes from), [`tokenizer`], [`template`] and [`dialogue`] (how it
-//! becomes ids), [`examples`] and [`pack`] (what stages get), [`loader`] and [`collate`] (when and
+//! becomes ids), [`examples`], [`pack`] and [`objective`] (what stages get), [`loader`] and [`collate`] (when and
 //! in which shape).
 
 pub mod collate;
@@ -24,7 +24,11 @@ pub mod files;
 mod fit;
 mod foreign;
 pub mod import;
+mod infill;
+mod lm_row;
 pub mod loader;
+mod masked;
+pub mod objective;
 pub mod pack;
 mod pack_write;
 mod parallel;
@@ -43,7 +47,7 @@ mod template_functions;
 pub mod tokenizer;
 mod tokenizer_error;
 mod tokenizer_files;
-mod train;
+mod tokenizer_train;
 pub mod vocabulary;
 
 pub use collate::{Padded, Side, pad};
@@ -55,7 +59,10 @@ pub use examples::{
 };
 pub use files::{batches, read, write};
 pub use import::{ImportFormat, ImportOptions, ImportReport, import};
+pub use infill::{Blanks, SPAN_PLACES};
+pub use lm_row::LmRow;
 pub use loader::{Order, Prefetch};
+pub use objective::{Objective, Tasks};
 pub use pack::TokenRows;
 pub use reply::{Reply, reply_rows};
 pub use rows::{
@@ -65,3 +72,4 @@ pub use split::{Split, assert_disjoint, dataset_file, load_split, normalized_pro
 pub use stats::Lengths;
 pub use table::json_rows;
 pub use tokenizer::Tokenizer;
+pub use tokenizer_train::SPECIAL_TOKENS;

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::tokenizer::SPECIAL_TOKENS;
 use crate::tokenizer_error::TokenizerError;
+use crate::tokenizer_train::SPECIAL_TOKENS;
 
 /// Tokens made for padding, by their usual names.
 const MADE_FOR_PADDING: [&str; 5] = [

@@ -9,20 +9,13 @@ use serde_json::{Map, Value};
 use crate::error::TokenizerError;
 use crate::rows::Message;
 use crate::sentencepiece;
-use crate::specials::{GenerationIds, Pad, Specials, resolve_specials, template_variables};
+use crate::specials::{
+    GenerationIds, Pad, Specials, resolve_specials, special, template_variables,
+};
 use crate::template::{ChatTemplate, RAW_TEMPLATE, Rendered};
 use crate::tokenizer_files::{
     CONFIG_FILE, JSON_FILE, TokenizerFiles, check_json, default_template,
 };
-
-/// Special tokens of tokenizers trained here; their ids are their indices.
-pub const SPECIAL_TOKENS: [&str; 5] = [
-    "<|endoftext|>",
-    "<|pad|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-];
 
 /// Token ids, and where in the text each begins and ends (bytes).
 pub(crate) type WithOffsets = (Vec<u32>, Vec<(usize, usize)>);
@@ -185,6 +178,17 @@ impl Tokenizer {
     /// The token that starts a text, where the model has one.
     pub fn bos_id(&self) -> Option<u32> {
         self.specials.bos
+    }
+
+    /// The id of a token by its text.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The id of the token that `tokenizer_config.json` names under a key, such as `mask_token`.
+    pub fn declared_id(&self, key: &str) -> Option<u32> {
+        let token = special(Path::new(CONFIG_FILE), &self.config, key).ok()??;
+        self.id_of(&token)
     }
 
     /// Whether a token is special: it has no text of its own.

@@ -117,7 +117,7 @@ pub enum TokenizerError {
     },
     /// The vocabulary cannot even hold all bytes.
     #[error(
-        "vocab_size = {requested} is below {minimum}\n  hint: 256 bytes and 5 special tokens come \
+        "vocab_size = {requested} is below {minimum}\n  hint: 256 bytes and the special tokens come \
          before any merge"
     )]
     VocabularyTooSmall {
@@ -136,6 +136,20 @@ pub enum TokenizerError {
         requested: usize,
         /// What came out.
         found: usize,
+    },
+    /// The tokenizer lacks a special token that an objective of pretraining needs.
+    #[error(
+        "objective = \"{objective}\" needs a special token for {role} ({names}), which the tokenizer \
+         does not have\n  hint: a tokenizer that is trained gets it ([tokenizer] kind = \"bpe\"); to \
+         another one's tokenizer.json, add it as a special token"
+    )]
+    NoObjectiveToken {
+        /// The objective's word.
+        objective: &'static str,
+        /// What the token stands for.
+        role: &'static str,
+        /// Names that are known for it.
+        names: String,
     },
     /// The chat template does not compile.
     #[error("chat template: {source:#}\n  hint: it must be Jinja as transformers renders it")]

@@ -82,7 +82,7 @@ fn train_tokenizer(tokenizer: &TokenizerPlan, run: &RunFolder, stage: &StagePlan
         .map_while(|batch| batch.map_err(|error| failure = Some(error)).ok())
         .flatten()
         .map(|row| row.text);
-    let trained = Tokenizer::train(texts, tokenizer.vocab_size);
+    let trained = Tokenizer::train_with(texts, tokenizer.vocab_size, &tokenizer.special_tokens);
     if let Some(error) = failure {
         return Err(error.into());
     }

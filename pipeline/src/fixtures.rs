@@ -5,8 +5,8 @@ use std::fs;
 
 use recipe::families::Sizes;
 use recipe::plan::{
-    Dtype, Duration, Execution, ImportPlan, OptimizerPlan, Overlong, Plan, PretrainPlan, Schedule,
-    SftPlan, Source, StagePlan, Task, TokenizerPlan, TrainPlan,
+    Dtype, Duration, Execution, ImportPlan, Objective, OptimizerPlan, Overlong, Plan, PretrainPlan,
+    Schedule, SftPlan, Source, StagePlan, Task, TokenizerPlan, TrainPlan,
 };
 use recipe::shape::{Family, ModelShape};
 use runtime::files::write_json;
@@ -38,12 +38,14 @@ pub fn pipeline() -> Result<Pipeline, Box<dyn Error>> {
     let tokenizer = TokenizerPlan {
         data: from_stage("corpus"),
         vocab_size: 300,
+        special_tokens: Vec::new(),
     };
     let pretrain = PretrainPlan {
         start: None,
         data: from_stage("corpus"),
         tokenizer: from_stage("tokenizer"),
         model: shape(),
+        objective: Objective::Causal,
         context: 16,
         train: train(),
     };

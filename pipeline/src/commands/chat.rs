@@ -7,7 +7,7 @@ use std::thread;
 use recipe::request::{ChatRequest, Command};
 use runtime::Event;
 
-use super::{TICK, check_adapter, model_folder, print, start};
+use super::{TICK, print, start, text_model};
 use crate::cli::ChatArgs;
 use crate::failure::{Failure, Outcome};
 use crate::worker::Incoming;
@@ -17,8 +17,7 @@ use crate::worker::Incoming;
 /// # Errors
 /// A model that is not there, no libtorch, or what the worker says.
 pub fn run(args: &ChatArgs) -> Outcome {
-    let model = model_folder(&args.model)?;
-    check_adapter(args.adapter.as_deref())?;
+    let model = text_model(&args.model, args.adapter.as_deref())?;
     let request = ChatRequest {
         model,
         adapter: args.adapter.clone(),

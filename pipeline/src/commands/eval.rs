@@ -10,7 +10,7 @@ use runtime::manifest::content_id;
 use runtime::metrics::read_metrics;
 use runtime::{Manifest, RunFolder, StageFolder};
 
-use super::{ask, print};
+use super::{ask, check_continues_text, print};
 use crate::cli::EvalArgs;
 use crate::failure::{Failure, Outcome};
 use crate::hub::Models;
@@ -38,6 +38,8 @@ pub fn run(args: &EvalArgs) -> Outcome {
     let run = RunFolder::open_or_create(dir).map_err(Failure::run)?;
     let _lock = run.lock().map_err(Failure::run)?;
     let lineage = lineage(&plan, &run)?;
+    // It judges how fluent the replies are.
+    check_continues_text(&lineage.base)?;
     let stage = run.stage(&lineage.stage.name);
     let inputs = lineage.inputs(args, &stage)?;
     let known = Evaluation::read(stage.root()).map_err(Failure::run)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use recipe::request::{GenerateInput, GenerateRequest};
 
-use super::{check_adapter, check_data, model_folder, relay};
+use super::{check_data, relay, text_model};
 use crate::cli::GenerateArgs;
 use crate::failure::Outcome;
 
@@ -13,8 +13,7 @@ use crate::failure::Outcome;
 /// # Errors
 /// A model or file that is not there, no libtorch, or what the worker says.
 pub fn run(args: &GenerateArgs) -> Outcome {
-    let model = model_folder(&args.model)?;
-    check_adapter(args.adapter.as_deref())?;
+    let model = text_model(&args.model, args.adapter.as_deref())?;
     let input = match &args.prompt {
         Some(text) => GenerateInput::Prompt { text: text.clone() },
         None => GenerateInput::Data { path: data(args)? },

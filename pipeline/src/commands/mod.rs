@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use recipe::plan::Objective;
 use runtime::Event;
 use serde::Serialize;
 
@@ -90,6 +91,17 @@ fn model_folder(words: &Path) -> Outcome<PathBuf> {
     Ok(dir)
 }
 
+/// The folder of a `--model` that is asked what a text says or how it goes on: with an adapter, if not by
+/// itself, since adapters are trained on next tokens alone.
+fn text_model(words: &Path, adapter: Option<&Path>) -> Outcome<PathBuf> {
+    let dir = model_folder(words)?;
+    if adapter.is_none() {
+        check_continues_text(&dir)?;
+    }
+    check_adapter(adapter)?;
+    Ok(dir)
+}
+
 /// Checks a `--model` before anything is started for it.
 fn check_model(dir: &Path) -> Outcome {
     let hint = if dir.join("final/config.json").exists() {
@@ -138,6 +150,20 @@ fn check_out(dir: &Path) -> Outcome {
         )));
     }
     Ok(())
+}
+
+/// Refuses a model that was trained on hidden tokens alone: none of its probabilities is of a next token.
+fn check_continues_text(dir: &Path) -> Outcome {
+    let objective = recipe::trained_objective(dir).map_err(Failure::run)?;
+    if objective == Objective::Causal {
+        return Ok(());
+    }
+    Err(Failure::Usage(anyhow!(
+        "{} continues no text: it was pretrained with objective = {:?}\n  \
+         hint: fine-tune it first (a stage of kind sft) and take what that makes",
+        dir.display(),
+        objective.word()
+    )))
 }
 
 /// Whether this is a file that says `.gguf`.

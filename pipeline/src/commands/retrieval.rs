@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use recipe::request::{RetrievalReport, RetrievalRequest};
 
-use super::{ask, model_folder, print};
+use super::{ask, print, text_model};
 use crate::cli::ComputeArgs;
 use crate::failure::{Failure, Outcome};
 use crate::values::{at_least_one, probability};
@@ -43,7 +43,7 @@ pub struct RetrievalArgs {
 /// A model that is not there, no libtorch, what the worker says, or a length at which too few are found.
 pub fn run(args: &RetrievalArgs) -> Outcome {
     let request = RetrievalRequest {
-        model: model_folder(&args.model)?,
+        model: text_model(&args.model, None)?,
         lengths: args.lengths.clone(),
         depths: args.depths,
         samples: args.samples,

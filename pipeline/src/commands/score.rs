@@ -2,7 +2,7 @@
 
 use recipe::request::ScoreRequest;
 
-use super::{check_adapter, check_data, model_folder, relay};
+use super::{check_data, relay, text_model};
 use crate::cli::ScoreArgs;
 use crate::failure::Outcome;
 
@@ -11,8 +11,7 @@ use crate::failure::Outcome;
 /// # Errors
 /// A model or file that is not there, no libtorch, or what the worker says.
 pub fn run(args: &ScoreArgs) -> Outcome {
-    let model = model_folder(&args.model)?;
-    check_adapter(args.adapter.as_deref())?;
+    let model = text_model(&args.model, args.adapter.as_deref())?;
     check_data(&args.data)?;
     let request = ScoreRequest {
         model,

@@ -1,8 +1,8 @@
-//! Rows of the token stream, in the order of the run.
+//! Rows of the token stream as tasks, in the order of the run.
 
 use datasets::loader::{Order, Prefetch};
 use datasets::pack::TokenRows;
-use datasets::{DataError, Split, Tokenizer};
+use datasets::{DataError, Objective, Split, Tasks, Tokenizer};
 use recipe::plan::PretrainPlan;
 use trainer::{LmRow, StageContext};
 
@@ -14,8 +14,8 @@ pub(crate) struct Data {
     num_rows: usize,
     /// Rows that the evaluation reads.
     pub heldout: Vec<LmRow>,
-    /// UTF-8 bytes per held-out token.
-    pub bytes_per_token: f64,
+    /// UTF-8 bytes per predicted held-out token, where a text is predicted as a whole.
+    pub bytes_per_token: Option<f64>,
 }
 
 impl Data {
@@ -36,15 +36,26 @@ impl Data {
         let heldout = rows(ctx, plan, tokenizer, Split::Heldout, "held-out", 1)?;
         let num_heldout = plan.train.eval_examples.min(heldout.num_rows());
         let indices: Vec<usize> = (0..num_heldout).collect();
-        // A row's first token is not predicted, so its bytes do not count either.
-        let predicted = (num_heldout * (plan.context - 1)) as f64;
-        let bytes_per_token = heldout.bytes_of(&indices)? as f64 / predicted;
+        let bytes_per_token = if plan.objective == Objective::Causal {
+            // A row's first token is not predicted, so its bytes do not count either.
+            let predicted = (num_heldout * (plan.context - 1)) as f64;
+            Some(heldout.bytes_of(&indices)? as f64 / predicted)
+        } else {
+            None
+        };
+        let tasks = |purpose| Tasks::new(plan.objective, tokenizer, ctx.seed, purpose);
+        let (training, evaluation) = (tasks("pretrain tasks")?, tasks("held-out tasks")?);
         let num_rows = train.num_rows();
         let order = Order::new(ctx.seed, "pretrain", num_rows, train.window());
         let batch = plan.train.batch;
         let batches = Prefetch::new(move |step| {
+            // What is hidden of a row goes by its place in the run, so every epoch hides something else.
+            let numbers = step * batch as u64..;
             let rows = train.rows(&order.batch(step, batch))?;
-            Ok(rows.into_iter().map(LmRow::plain).collect())
+            let tasks = rows.into_iter().zip(numbers);
+            Ok(tasks
+                .map(|(row, number)| training.row(row, number))
+                .collect())
         });
         Ok(Self {
             batches,
@@ -52,7 +63,8 @@ impl Data {
             heldout: heldout
                 .rows(&indices)?
                 .into_iter()
-                .map(LmRow::plain)
+                .zip(0..)
+                .map(|(row, number)| evaluation.row(row, number))
                 .collect(),
             bytes_per_token,
         })

@@ -1,12 +1,15 @@
-//! Base pretraining: the next-token loss over packed text.
+//! Base pretraining over packed text: on next tokens, on masked tokens (BERT) or on blanks to be filled
+//! in (GLM).
 //!
-//! In: text and a tokenizer. Out: `final/`, a causal language model as a Hugging Face folder, and the
-//! loss per token and per byte on held-out text.
+//! In: text and a tokenizer. Out: `final/`, a language model as a Hugging Face folder, and the loss per
+//! predicted token (causal: also per byte) on held-out text, whose hidden tokens are the same in every
+//! evaluation.
 //!
-//! *Architecture invariant*: this crate knows of no other stage. The rows of an update are a function
-//! of (seed, step), so a run that was killed goes on as if it had not been.
+//! *Architecture invariant*: this crate knows of no other stage. The rows of an update, and what is hidden
+//! of them, are a function of (seed, step), so a run that was killed goes on as if it had not been.
 //!
-//! Reading order: [`run`] (the loop), `data` (rows of the token stream).
+//! Reading order: [`run`] (the loop), `data` (rows of the token stream as tasks; `datasets::objective` makes
+//! them).
 
 mod data;
 mod run;
@@ -22,6 +25,9 @@ pub enum PretrainError {
     /// Text could not be read.
     #[error(transparent)]
     Data(#[from] datasets::DataError),
+    /// The tokenizer lacks what the objective needs.
+    #[error(transparent)]
+    Tokenizer(#[from] datasets::TokenizerError),
     /// The text fills no update, or no evaluation.
     #[error(
         "the {split} text in {path} fills {rows} rows of {context} tokens, at least {needed} are \

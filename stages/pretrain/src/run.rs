@@ -37,7 +37,8 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
         if session.evaluation_is_due() {
             evaluate(&session, &data, &options, &mut metrics)?;
         }
-        session.end_step(metrics, batch.len(), batch.len() * plan.context)?;
+        let tokens = batch.iter().map(|row| row.ids.len()).sum();
+        session.end_step(metrics, batch.len(), tokens)?;
     }
     if session.was_interrupted() {
         return Ok(Outcome::Interrupted);
@@ -59,10 +60,10 @@ fn evaluate(
         options.micro_batch,
     )?;
     metrics.insert("loss/heldout", loss.mean());
-    let bits_per_token = loss.mean() / std::f64::consts::LN_2;
-    metrics.insert(
-        "loss/heldout_bits_per_byte",
-        bits_per_token / data.bytes_per_token,
-    );
+    if let Some(bytes_per_token) = data.bytes_per_token {
+        let bits_per_token = loss.mean() / std::f64::consts::LN_2;
+        let bits_per_byte = bits_per_token / bytes_per_token;
+        metrics.insert("loss/heldout_bits_per_byte", bits_per_byte);
+    }
     Ok(())
 }

@@ -92,9 +92,6 @@ fn examples(
     }
     Ok(examples
         .into_iter()
-        .map(|e| LmRow {
-            ids: e.ids,
-            loss: e.loss,
-        })
+        .map(|e| LmRow::next_tokens(e.ids, &e.loss))
         .collect())
 }

@@ -2,7 +2,9 @@
 
 use anyhow::Result;
 use model::{Checkpoint, Model, write_folder};
+use recipe::plan::Objective;
 use recipe::request::ConvertRequest;
+use recipe::trained_objective;
 use runtime::WholeFolder;
 use runtime::events::{Event, emit};
 use runtime::manifest::{Manifest, content_id};
@@ -26,6 +28,12 @@ pub fn run(request: &ConvertRequest) -> Result<()> {
         model, tokenizer, ..
     } = checkpoint;
     let model = compute::adapted(model, request.adapter.as_deref())?.merged()?;
+    let (model, objective) = if request.adapter.is_some() {
+        // Adapters are trained on next tokens alone.
+        (model.without_places(), Objective::Causal)
+    } else {
+        (model, trained_objective(&request.model)?)
+    };
     let folder = WholeFolder::create(&request.out)?;
     write_folder(folder.path(), &model, &tokenizer, request.shard_bytes)?;
     let made_by = if request.adapter.is_some() {
@@ -40,6 +48,9 @@ pub fn run(request: &ConvertRequest) -> Result<()> {
     {
         let parent = content_id(path, Manifest::read)?;
         manifest.parents.insert(path.display().to_string(), parent);
+    }
+    if objective != Objective::Causal {
+        manifest.config["objective"] = objective.word().into();
     }
     manifest.seal(folder.path())?;
     folder.commit()?;

@@ -88,11 +88,7 @@ fn full_ids(request: &Request, sample: &Sample) -> Tensor {
 /// Logits that predict each token of a response, from a full forward pass without a cache.
 fn full_logits(model: &Model, request: &Request, sample: &Sample) -> Vec<Vec<f64>> {
     let ids_bt = full_ids(request, sample);
-    let logits_btv = model.logits(&model.hidden(&Input {
-        ids_bt,
-        valid_bt: None,
-        lengths_b: None,
-    }));
+    let logits_btv = model.logits(&model.hidden(&Input::dense(ids_bt)));
     let first = request.prompt_ids.len() as i64 - 1;
     (0..sample.output_ids.len() as i64)
         .map(|r| Vec::try_from(logits_btv.select(1, first + r).view(-1)).expect("f64"))
@@ -170,11 +166,7 @@ fn cached_logprobs_are_those_of_the_full_forward() {
         let options = options();
         for (request, sample) in requests().iter().zip(samples(&model, &options)) {
             let ids_bt = full_ids(request, &sample);
-            let hidden_btd = model.hidden(&Input {
-                ids_bt: ids_bt.shallow_clone(),
-                valid_bt: None,
-                lengths_b: None,
-            });
+            let hidden_btd = model.hidden(&Input::dense(ids_bt.shallow_clone()));
             let start = request.prompt_ids.len() as i64;
             let full_br =
                 response_logprobs(&model, &hidden_btd, &ids_bt, start, options.temperature);

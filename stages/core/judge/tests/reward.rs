@@ -32,11 +32,7 @@ fn rows() -> Vec<Vec<u32>> {
 fn alone(model: &Model, row: &[u32]) -> f64 {
     let ids: Vec<i64> = row.iter().map(|&id| i64::from(id)).collect();
     let ids_bt = Tensor::from_slice(&ids).view([1, -1]);
-    let hidden_btd = model.hidden(&Input {
-        ids_bt,
-        valid_bt: None,
-        lengths_b: None,
-    });
+    let hidden_btd = model.hidden(&Input::dense(ids_bt));
     model
         .scalar(&hidden_btd)
         .double_value(&[0, row.len() as i64 - 1])

@@ -9,8 +9,9 @@ use recipe::tensors::{Head, SCALAR_HEAD};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::draw::draw;
 use crate::parameters::{Parameters, copy, map};
-use crate::transformer::{Model, draw};
+use crate::transformer::Model;
 
 /// The adapters of a model.
 #[derive(Debug)]

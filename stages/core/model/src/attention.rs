@@ -24,6 +24,8 @@ pub(crate) struct Span<'a> {
     pub(crate) queries: i64,
     /// `true` on real keys, bool `[b, s]`; `None` where nothing precedes a real key.
     pub(crate) valid_bs: Option<&'a Tensor>,
+    /// For each row how many of its first keys all of its queries see; empty: none.
+    pub(crate) prefixes: &'a [usize],
     /// Where the tensors lie.
     pub(crate) device: Device,
 }
@@ -34,7 +36,8 @@ impl Span<'_> {
     }
 
     /// Which keys each query sees, bool `[b, 1, t, s]` or `[1, 1, t, s]`: all up to its own, or the last
-    /// `window` of them. Every query sees at least itself, so that no softmax is over nothing (NaN).
+    /// `window` of them, and those of the prefix. Every query sees at least itself, so that no softmax is
+    /// over nothing (NaN).
     fn seen(&self, window: Option<i64>) -> Tensor {
         let options = (Kind::Int64, self.device);
         let keys_s = Tensor::arange(self.keys(), options);
@@ -50,7 +53,21 @@ impl Span<'_> {
                 .logical_or(&own_ts),
             None => seen_ts.unsqueeze(0),
         };
-        seen.unsqueeze(1)
+        if self.prefixes.is_empty() {
+            return seen.unsqueeze(1);
+        }
+        let prefixes: Vec<i64> = self.prefixes.iter().map(|len| *len as i64).collect();
+        let prefixes_b11 = Tensor::from_slice(&prefixes)
+            .view([-1, 1, 1])
+            .to_device(self.device);
+        seen.logical_or(&keys_s.lt_tensor(&prefixes_b11))
+            .unsqueeze(1)
+    }
+
+    /// Whether every query sees every key.
+    fn is_whole(&self) -> bool {
+        let whole = |prefix: &usize| *prefix as i64 == self.keys();
+        !self.prefixes.is_empty() && self.prefixes.iter().all(whole)
     }
 
     /// Each key's position among the real ones of its row, int64 `[b, s]` or `[1, s]`.
@@ -70,7 +87,8 @@ impl Mask {
             .map(|window| window as i64)
             .filter(|window| *window < span.keys());
         match (span.valid_bs, window) {
-            (None, None) if span.past == 0 => Self::Causal,
+            (None, None) if span.is_whole() => Self::Full,
+            (None, None) if span.past == 0 && span.prefixes.is_empty() => Self::Causal,
             (None, None) if span.queries == 1 => Self::Full,
             _ => Self::Explicit(span.seen(window)),
         }

@@ -89,10 +89,11 @@ impl Model {
             past,
             queries: new,
             valid_bs,
+            prefixes: &[],
             device: self.device(),
         };
         let context = self.span_context(&span, positions_bt, None);
-        let mut x_btd = self.embed(ids_bt, positions_bt);
+        let mut x_btd = self.embed(ids_bt, positions_bt, None);
         for (block, (keys, values)) in self.blocks().iter().zip(&cache.layers) {
             let layer = LayerCache { keys, values, past };
             x_btd = block.forward(&x_btd, &context, Some(&layer), 0.0);

@@ -4,7 +4,8 @@ use recipe::shape::ModelShape;
 use recipe::tensors::{Head, TensorSpec, tensors};
 use tch::{Device, Kind, Tensor};
 
-use crate::transformer::{Model, draw};
+use crate::draw::draw;
+use crate::transformer::Model;
 
 impl Model {
     /// A reward model on a copy of this model's trunk, with a new head N(0, 1/(width+1)).
@@ -54,6 +55,16 @@ impl Model {
             max_positions: of.max_positions,
             ..self.shape
         };
+        Self::from_parameters(shape, self.head, self.reward_shift, self.parameters)
+    }
+
+    /// The model as a causal stage takes it over: without the places within spans, which no causal text
+    /// has (and whose table would never get a gradient).
+    #[must_use]
+    pub fn without_places(mut self) -> Self {
+        let name = format!("{}.weight", self.shape.names().places());
+        self.parameters.dense.remove(&name);
+        let shape = self.shape.without_places();
         Self::from_parameters(shape, self.head, self.reward_shift, self.parameters)
     }
 

@@ -2,10 +2,11 @@
 //!
 //! Shape suffixes: b rows, t positions.
 
-use datasets::collate::Padded;
+use datasets::LmRow;
+use datasets::collate::{Padded, Side, pad};
 use tch::{Device, Kind, Tensor};
 
-/// Token ids, and which of them are real.
+/// Token ids, which of them are real, and which see each other.
 #[derive(Debug)]
 pub struct Input {
     /// Token ids, int64 `[b, t]`.
@@ -16,6 +17,12 @@ pub struct Input {
     /// Tokens of each row, int64 `[b]`, where padding on the right alone makes them fewer than the
     /// columns. (Only dynamic rotary scaling asks: causality hides such padding from all else.)
     pub lengths_b: Option<Tensor>,
+    /// For each row how many of its first tokens see each other, whatever their order; empty: none.
+    /// Padding, if any, is on the right then.
+    pub prefixes: Vec<usize>,
+    /// Positions in the text, and places within spans, int64 `[b, t]` each; `None`: positions are
+    /// counted, and there are no spans.
+    pub spans_bt: Option<[Tensor; 2]>,
 }
 
 impl Input {
@@ -25,6 +32,46 @@ impl Input {
             ids_bt,
             valid_bt: None,
             lengths_b: None,
+            prefixes: Vec::new(),
+            spans_bt: None,
+        }
+    }
+
+    /// Rows of a language model, padded on the right.
+    ///
+    /// # Panics
+    /// When some rows have two positions and others have one.
+    pub fn from_rows(rows: &[&LmRow], pad_id: u32, device: Device) -> Self {
+        let padded = |rows: &[&[u32]], fill| pad(rows, Side::Right, fill, None);
+        let ids: Vec<&[u32]> = rows.iter().map(|row| &row.ids[..]).collect();
+        let causal = rows.iter().all(|row| row.prefix == 0);
+        let positions: Vec<&[[u32; 2]]> = rows
+            .iter()
+            .filter_map(|row| row.positions.as_deref())
+            .collect();
+        let spans_bt = (!positions.is_empty()).then(|| {
+            assert_eq!(
+                positions.len(),
+                rows.len(),
+                "all rows have two positions, or none has"
+            );
+            [0, 1].map(|which| {
+                let rows: Vec<Vec<u32>> = positions
+                    .iter()
+                    .map(|row| row.iter().map(|both| both[which]).collect())
+                    .collect();
+                let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+                ids_of(&padded(&rows, 0), device)
+            })
+        });
+        Self {
+            prefixes: if causal {
+                Vec::new()
+            } else {
+                rows.iter().map(|row| row.prefix).collect()
+            },
+            spans_bt,
+            ..Self::from_padded(&padded(&ids, pad_id), device)
         }
     }
 
@@ -40,7 +87,7 @@ impl Input {
         let lengths_b = padded.valid.contains(&false).then_some(lengths);
         Self {
             lengths_b: lengths_b.map(|lengths| Tensor::from_slice(&lengths).to_device(device)),
-            ..Self::dense(ids(padded, device))
+            ..Self::dense(ids_of(padded, device))
         }
     }
 
@@ -51,14 +98,16 @@ impl Input {
             .view(dims)
             .to_device(device);
         Self {
-            ids_bt: ids(padded, device),
             valid_bt: Some(valid),
-            lengths_b: None,
+            ..Self::dense(ids_of(padded, device))
         }
     }
 
-    /// Each token's position among the real tokens of its row, int64 `[b, t]` or `[1, t]`.
+    /// Each token's position in the text, int64 `[b, t]` or `[1, t]`.
     pub(crate) fn positions(&self) -> Tensor {
+        if let Some([positions_bt, _]) = &self.spans_bt {
+            return positions_bt.shallow_clone();
+        }
         if let Some(valid_bt) = &self.valid_bt {
             return (valid_bt.cumsum(1, Kind::Int64) - 1).clamp_min(0);
         }
@@ -66,16 +115,26 @@ impl Input {
         Tensor::arange(len, (Kind::Int64, self.ids_bt.device())).unsqueeze(0)
     }
 
+    /// Each token's place within its span, int64 `[b, t]`, where there are spans.
+    pub(crate) fn places(&self) -> Option<&Tensor> {
+        self.spans_bt.as_ref().map(|[_, places_bt]| places_bt)
+    }
+
     pub(crate) fn shallow_clone(&self) -> Self {
         Self {
             ids_bt: self.ids_bt.shallow_clone(),
             valid_bt: self.valid_bt.as_ref().map(Tensor::shallow_clone),
             lengths_b: self.lengths_b.as_ref().map(Tensor::shallow_clone),
+            prefixes: self.prefixes.clone(),
+            spans_bt: self
+                .spans_bt
+                .as_ref()
+                .map(|both| both.each_ref().map(Tensor::shallow_clone)),
         }
     }
 }
 
-fn ids(padded: &Padded, device: Device) -> Tensor {
+fn ids_of(padded: &Padded, device: Device) -> Tensor {
     Tensor::from_slice(&padded.ids)
         .view([padded.rows as i64, padded.cols as i64])
         .to_device(device)

@@ -20,6 +20,7 @@ mod block;
 mod cache;
 mod checkpoint;
 mod derived;
+mod draw;
 mod error;
 mod folder;
 mod gguf;

@@ -11,8 +11,9 @@ use tch::Tensor;
 
 use crate::ModelError;
 use crate::block::Context;
+use crate::draw::seeded;
 use crate::input::Input;
-use crate::transformer::{Model, seeded};
+use crate::transformer::Model;
 
 /// How a pass is recorded.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,7 +54,7 @@ impl Model {
             adapter_dropout: self.adapter_dropout(),
             ..self.context(&input)
         };
-        let embedded_btd = self.embed(&input.ids_bt, &input.positions());
+        let embedded_btd = self.embed(&input.ids_bt, &input.positions(), input.places());
         let mut x_btd = leaf(&embedded_btd);
         let mut blocks = Vec::with_capacity(self.blocks().len());
         for index in 0..self.blocks().len() {

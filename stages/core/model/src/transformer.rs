@@ -3,14 +3,14 @@
 //! Shape suffixes: b rows, t positions, d width, v vocabulary; `...` stands for any leading sizes.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 use recipe::shape::{ModelShape, Positions};
-use recipe::tensors::{Head, Init, SCALAR_HEAD, TensorSpec, tensors};
+use recipe::tensors::{Head, SCALAR_HEAD, tensors};
 use tch::{Device, Kind, Tensor};
 
 use crate::attention::{Mask, Span};
 use crate::block::{Block, Context, Norm, Params};
+use crate::draw::draw;
 use crate::input::Input;
 use crate::linear::Linear;
 use crate::parameters::Parameters;
@@ -30,6 +30,8 @@ pub struct Model {
     embedding_vd: Tensor,
     /// What is added to the embedding for each position, learned or sinusoidal.
     positions_td: Option<Tensor>,
+    /// What is added for each place within a span, from 1 on.
+    places_td: Option<Tensor>,
     /// From the embedding's width to the model's, and back, where they differ.
     project: Option<[Linear; 2]>,
     blocks: Vec<Block>,
@@ -73,6 +75,10 @@ impl Model {
             }
             Positions::Rotary(_) | Positions::Alibi => None,
         };
+        let places_td = match shape.positions {
+            Positions::Learned { places: 1.., .. } => Some(by_name.weight(&names.places())),
+            _ => None,
+        };
         let output_vd = match head {
             Head::Scalar => by_name.get(SCALAR_HEAD),
             Head::Token if shape.tie_embeddings => embedding_vd.shallow_clone(),
@@ -89,6 +95,7 @@ impl Model {
             parameters,
             embedding_vd,
             positions_td,
+            places_td,
             project,
             blocks,
             norm,
@@ -141,7 +148,7 @@ impl Model {
     /// When the input is longer than the positions of the model.
     pub fn hidden(&self, input: &Input) -> Tensor {
         let context = self.context(input);
-        let mut x_btd = self.embed(&input.ids_bt, &input.positions());
+        let mut x_btd = self.embed(&input.ids_bt, &input.positions(), input.places());
         for block in &self.blocks {
             x_btd = block.forward(&x_btd, &context, None, 0.0);
         }
@@ -245,10 +252,19 @@ impl Model {
 
     /// What the blocks share, for a pass without a cache.
     pub(crate) fn context(&self, input: &Input) -> Context {
+        let (shape, prefixes) = (&self.shape, &input.prefixes);
+        assert!(
+            prefixes.is_empty()
+                || input.valid_bt.is_none()
+                    && shape.local.is_none()
+                    && shape.positions != Positions::Alibi,
+            "tokens that see each other in both directions, in {shape:?}"
+        );
         let span = Span {
             past: 0,
             queries: input.ids_bt.size()[1],
             valid_bs: input.valid_bt.as_ref(),
+            prefixes,
             device: self.device(),
         };
         self.span_context(&span, &input.positions(), input.lengths_b.as_ref())
@@ -276,10 +292,17 @@ impl Model {
         }
     }
 
-    pub(crate) fn embed(&self, ids_bt: &Tensor, positions_bt: &Tensor) -> Tensor {
+    /// Tokens and their positions; `places_bt` are their places within spans, whose positions are not
+    /// bounded by the row's length.
+    pub(crate) fn embed(
+        &self,
+        ids_bt: &Tensor,
+        positions_bt: &Tensor,
+        places_bt: Option<&Tensor>,
+    ) -> Tensor {
         let (len, bound) = (ids_bt.size()[1] as usize, self.shape.max_positions);
         assert!(
-            len <= bound,
+            len <= bound || places_bt.is_some(),
             "an input of {len} tokens is longer than the model's {bound} positions"
         );
         let look_up =
@@ -288,8 +311,16 @@ impl Model {
         if let Some([into, _]) = &self.project {
             tokens_btd = into.forward(&tokens_btd, 0.0);
         }
+        if let Some(places_bt) = places_bt {
+            let table = self
+                .places_td
+                .as_ref()
+                .expect("a model with places within spans");
+            let added_btd = look_up(table, &(places_bt - 1).clamp_min(0));
+            tokens_btd = &tokens_btd + added_btd * places_bt.gt(0).unsqueeze(-1);
+        }
         match (&self.positions_td, self.shape.positions) {
-            (Some(table), Positions::Learned { unused }) if unused > 0 => {
+            (Some(table), Positions::Learned { unused, .. }) if unused > 0 => {
                 tokens_btd + look_up(table, &(positions_bt + unused as i64))
             }
             (Some(table), _) => tokens_btd + look_up(table, positions_bt),
@@ -303,28 +334,5 @@ impl Model {
         let table_td = self.positions_td.as_ref().filter(|_| sinusoidal)?;
         let name = format!("{}.weight", self.shape.names().positions);
         Some((name, table_td.shallow_clone()))
-    }
-}
-
-/// Runs `draw` on libtorch's generator, seeded with `key`. There is one generator for the whole
-/// process, so only one thread may draw at a time.
-pub(crate) fn seeded<T>(key: u64, draw: impl FnOnce() -> T) -> T {
-    static GENERATOR: Mutex<()> = Mutex::new(());
-    let _guard = GENERATOR.lock().unwrap_or_else(PoisonError::into_inner);
-    tch::manual_seed(key as i64);
-    draw()
-}
-
-/// A tensor as it starts, f32 on the CPU.
-pub(crate) fn draw(spec: &TensorSpec, seed: u64) -> Tensor {
-    let options = (Kind::Float, Device::Cpu);
-    let key = runtime::seeds::key(seed, &spec.name, 0, 0);
-    match spec.init {
-        Init::Zeros => Tensor::zeros(&spec.dims, options),
-        Init::Ones => Tensor::ones(&spec.dims, options),
-        Init::Normal(std) => seeded(key, || Tensor::randn(&spec.dims, options) * std),
-        Init::Uniform(bound) => seeded(key, || {
-            Tensor::empty(&spec.dims, options).uniform_(-bound, bound)
-        }),
     }
 }

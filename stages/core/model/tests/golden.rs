@@ -80,9 +80,8 @@ fn load(golden: &Tensors, kind: Kind) -> Model {
 
 fn input(golden: &Tensors) -> Input {
     Input {
-        ids_bt: golden["ids"].shallow_clone(),
         valid_bt: Some(golden["valid"].shallow_clone()),
-        lengths_b: None,
+        ..Input::dense(golden["ids"].shallow_clone())
     }
 }
 

@@ -4,9 +4,11 @@
 
 use std::path::Path;
 
-use datasets::tokenizer::SPECIAL_TOKENS;
-use datasets::{DatasetKind, ImportFormat, Split, Tokenizer, dataset_file};
+use datasets::{
+    DatasetKind, ImportFormat, Objective, SPECIAL_TOKENS, Split, Tokenizer, dataset_file,
+};
 
+use crate::objective::trained_objective;
 use crate::shape::ModelShape;
 use crate::tensors::{WEIGHT_FILES, WEIGHTS};
 
@@ -128,6 +130,21 @@ pub(crate) fn model_shape(dir: &Path) -> Result<ModelShape, Refusal> {
 pub(crate) fn vocab_size(dir: &Path) -> Result<usize, Refusal> {
     let tokenizer = Tokenizer::load(dir).map_err(|error| split_hint(&error.to_string()))?;
     Ok(tokenizer.vocab_size())
+}
+
+/// Checks that the tokenizer in a folder has the special tokens of an objective.
+pub(crate) fn check_objective(dir: &Path, objective: Objective) -> Result<(), Refusal> {
+    let refusal = |error: datasets::TokenizerError| split_hint(&error.to_string());
+    let tokenizer = Tokenizer::load(dir).map_err(refusal)?;
+    objective.check(&tokenizer).map_err(|error| {
+        let (message, hint) = refusal(error);
+        (format!("{}: {message}", dir.display()), hint)
+    })
+}
+
+/// What the model in a folder was last trained to predict.
+pub(crate) fn objective(dir: &Path) -> Result<Objective, Refusal> {
+    trained_objective(dir).map_err(|error| split_hint(&error.to_string()))
 }
 
 /// Whether two folders hold the same tokenizer.

@@ -4,6 +4,7 @@ use datasets::{DatasetKind, ImportFormat};
 
 use crate::artefacts::{self, MINIMUM_VOCABULARY};
 use crate::hub::HUB_PREFIX;
+use crate::objective::check_continues_text;
 use crate::plan::{
     Dtype, Execution, GoldRule, ImportPlan, LabelPlan, Labeler, Plan, SamplingPlan, Source,
     TokenizerPlan,
@@ -78,13 +79,19 @@ pub(crate) fn tokenizer(
             "leave it out, or take kind = \"path\"",
         )?;
         let data = resolver.source(reader, "data", Wanted::Data(DatasetKind::Text))?;
-        let vocab_size = reader.count("vocab_size", MINIMUM_VOCABULARY)?;
+        let special_tokens = resolver.special_tokens.clone();
+        let minimum = MINIMUM_VOCABULARY + special_tokens.len() as u64;
+        let vocab_size = reader.count("vocab_size", minimum)?;
         let source = Source::Stage {
             name: Plan::TOKENIZER.to_owned(),
         };
         return Ok((
             ChosenTokenizer { source, vocab_size },
-            Some(TokenizerPlan { data, vocab_size }),
+            Some(TokenizerPlan {
+                data,
+                vocab_size,
+                special_tokens,
+            }),
         ));
     }
     for key in ["data", "vocab_size"] {
@@ -115,6 +122,7 @@ pub(crate) fn trains(reader: &Reader<'_>) -> Outcome<bool> {
 
 pub(crate) fn label(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<LabelPlan> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
+    check_continues_text(reader, resolver, &model)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
     reader.choice("labeler.kind", &[("gold", ())])?;

@@ -107,6 +107,12 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         "from nothing",
     ),
     (TRAINED, "optimizer.clip", Number(1.0), "GPT-3's"),
+    (
+        &["pretrain"],
+        "objective",
+        Text("causal"),
+        "next tokens, as every GPT",
+    ),
     (&["pretrain"], "batch", Integer(64), "fits small machines"),
     (&["sft"], "batch", Integer(32), "InstructGPT's"),
     (

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use runtime::manifest::content_id;
 use runtime::{Manifest, ManifestError, RunFolder};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::PlanError;
 use crate::hub::HUB_PREFIX;
-use crate::plan::{CONTENT_KEY, Plan, Source, StagePlan, Task, TrainPlan};
+use crate::plan::{CONTENT_KEY, Objective, Plan, Source, StagePlan, Task, TrainPlan};
 
 impl Plan {
     /// Version of the format that this program writes and reads.
@@ -158,9 +158,16 @@ impl StagePlan {
 
     /// [`Self::config_json`] with every path replaced by what lies there, under [`CONTENT_KEY`]: where
     /// data stands differs between machines and changes no result. `null` while it is not known. A model
-    /// on the hub is what its commit says, however that was asked for.
+    /// on the hub is what its commit says, however that was asked for. The usual objective of pretraining is
+    /// left out, so that stages that were done before there were others keep their hash.
     pub fn portable_config(&self, content: impl Fn(&Source) -> Option<String>) -> Value {
         let mut config = self.config_json();
+        let usual = |config: &Map<String, Value>| {
+            config.get("objective").and_then(Value::as_str) == Some(Objective::Causal.word())
+        };
+        if let Some(config) = config.as_object_mut().filter(|config| usual(config)) {
+            config.remove("objective");
+        }
         match &self.task {
             Task::Import(_) => {
                 let source = self.inputs().into_iter().next();

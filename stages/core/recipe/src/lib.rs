@@ -12,7 +12,7 @@
 //!
 //! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
 //! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`
-//! and `order` (the graph), `training`, `model_table`, `lengthen`, `pretraining`, `data_stages` and `ppo` (one
+//! and `order` (the graph), `training`, `model_table`, `objective`, `lengthen`, `pretraining`, `data_stages` and `ppo` (one
 //! reader per kind), [`lora`], [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`].
 
 pub mod arithmetic;
@@ -30,6 +30,7 @@ pub mod lora;
 mod model_table;
 mod nearest;
 pub mod numbers;
+mod objective;
 mod order;
 pub mod plan;
 mod plan_sampled;
@@ -55,3 +56,4 @@ mod tests;
 pub use error::{ConfigError, PlanError, Problem, ShapeError};
 pub use load::load;
 pub use numbers::stage_numbers;
+pub use objective::trained_objective;

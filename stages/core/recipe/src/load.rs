@@ -13,7 +13,7 @@ use crate::reader::{Outcome, Reader, location};
 use crate::references::Resolver;
 use crate::schema::{self, KINDS, KeyCheck};
 use crate::tree::{self, Entry, Node, Origin, Value};
-use crate::{data_stages, ppo, training};
+use crate::{data_stages, objective, ppo, training};
 
 /// Reads a `pipeline.toml`, applies overrides (`("stages.sft.batch", "16")`: the text is TOML, or a
 /// string where it is none), and resolves every number.
@@ -137,6 +137,7 @@ impl<'a> Config<'a> {
             dir,
             preset: constants,
             names,
+            special_tokens: objective::special_tokens(&self.written()),
             tokenizer: None,
             done: Vec::new(),
         };

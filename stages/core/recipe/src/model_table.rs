@@ -144,7 +144,7 @@ fn positions(reader: &Reader<'_>, usual: &ModelShape) -> Outcome<Positions> {
     let mut choices = vec![(usual.positions.word(), usual.positions)];
     match usual.positions {
         // A stored table has no rows for unused positions (OPT's) where it is computed.
-        Positions::Learned { unused: 0 } => choices.push(("sinusoidal", Positions::Sinusoidal)),
+        Positions::Learned { unused: 0, .. } => choices.push(("sinusoidal", Positions::Sinusoidal)),
         Positions::Rotary(_) if usual.family == Family::Falcon => {
             choices.push(("alibi", Positions::Alibi));
         }

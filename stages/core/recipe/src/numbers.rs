@@ -89,7 +89,8 @@ fn pretrain(task: &PretrainPlan, execution: &Execution) -> Numbers {
         quantize: None,
         execution,
     };
-    training(&cost, &task.train, task.context, 1)
+    let longest = task.objective.longest_row(task.context);
+    training(&cost, &task.train, longest, 1)
 }
 
 /// `rows`: sequences in one element of the batch (reward: the responses of a prompt).

@@ -12,7 +12,7 @@ pub use crate::plan_sampled::{
 pub use crate::plan_supervised::{
     Duration, MixPlan, OptimizerPlan, PretrainPlan, RewardPlan, Schedule, SftPlan, TrainPlan,
 };
-pub use datasets::Overlong;
+pub use datasets::{Objective, Overlong};
 
 /// Under this key a portable config has the hash of an input's content, in place of its path.
 pub const CONTENT_KEY: &str = "content";
@@ -157,4 +157,7 @@ pub struct TokenizerPlan {
     pub data: Source,
     /// Tokens, special ones included.
     pub vocab_size: usize,
+    /// Special tokens beside the usual ones: what the objectives of pretraining need.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub special_tokens: Vec<String>,
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::lora::LoraPlan;
-use crate::plan::{Overlong, Quantization, Source};
+use crate::plan::{Objective, Overlong, Quantization, Source};
 use crate::shape::ModelShape;
 
 /// How long a stage trains.
@@ -82,7 +82,9 @@ pub struct PretrainPlan {
     pub tokenizer: Source,
     /// The model to be made.
     pub model: ModelShape,
-    /// Tokens per row.
+    /// What it is to predict.
+    pub objective: Objective,
+    /// Tokens of text per row.
     pub context: usize,
     /// The loop.
     pub train: TrainPlan,

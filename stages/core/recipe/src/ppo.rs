@@ -5,6 +5,7 @@ use datasets::DatasetKind;
 use crate::artefacts;
 use crate::data_stages::{GOLD_RULES, sampling};
 use crate::lora::{ppo_lora, under_adapters};
+use crate::objective::check_continues_text;
 use crate::plan::{
     Dtype, EosRule, Execution, KlPlan, PpoPlan, Quantization, RewardSource, SamplingPlan, Source,
 };
@@ -17,6 +18,7 @@ use crate::tree::Value;
 
 pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoPlan, Execution)> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
+    check_continues_text(reader, resolver, &model)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let under_policy = under_adapters(reader)?;
     let reward = rewards(reader, resolver, (&model, &shape), under_policy)?;

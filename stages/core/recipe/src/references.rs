@@ -70,6 +70,8 @@ pub(crate) struct Resolver<'a> {
     pub preset: &'static [Constant],
     /// Name and kind of every stage that is written, in the order of the file.
     pub names: Vec<(String, &'static str)>,
+    /// Special tokens that the objectives of pretraining stages need.
+    pub special_tokens: Vec<String>,
     /// What pretraining stages get for a tokenizer.
     pub tokenizer: Option<ChosenTokenizer>,
     /// The stages resolved so far.
@@ -231,16 +233,17 @@ impl Resolver<'_> {
         ))
     }
 
-    /// The shape of the model that `key` names.
+    /// The shape of the model that `key` names, as a later stage takes it over.
     pub fn shape(&self, reader: &Reader<'_>, key: &str, source: &Source) -> Outcome<ModelShape> {
-        match source {
+        let shape = match source {
             Source::Stage { name } => match self.stage(name).and_then(StagePlan::model_shape) {
-                Some(shape) => Ok(shape.clone()),
+                Some(shape) => shape.clone(),
                 None => unreachable!("{name} was checked to make a model"),
             },
             Source::Path { path } | Source::Hub { path, .. } => artefacts::model_shape(path)
-                .map_err(|(message, hint)| reader.problem(key, message, hint)),
-        }
+                .map_err(|(message, hint)| reader.problem(key, message, hint))?,
+        };
+        Ok(shape.without_places())
     }
 
     /// The tokenizer that a model descends from: the stage that trains it, or a folder.

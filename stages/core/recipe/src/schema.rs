@@ -82,6 +82,7 @@ const PRETRAIN: &[&str] = &[
     "model.rope_theta",
     "model.positions",
     "model.window",
+    "objective",
     "context",
 ];
 

@@ -70,6 +70,10 @@ pub enum Positions {
     Learned {
         /// Rows before that of position 0 (OPT: 2).
         unused: usize,
+        /// Rows of a second table, for the places within a span of infilled text, from 1 on (GLM; Du et
+        /// al. 2022, section 2.1); at place 0, outside of spans, it adds nothing. 0: there is none.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        places: usize,
     },
     /// Sines and cosines of falling frequency, added to the embedding (Vaswani et al. 2017,
     /// section 3.5); nothing is stored.
@@ -79,6 +83,14 @@ pub enum Positions {
     /// Attention falls off linearly with the distance, at another rate in each head (Press et al.
     /// 2022); computed as Falcon does, where the slopes are rounded to bf16 and scaled as the products are.
     Alibi,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the form that serde calls it in"
+)]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Positions {
@@ -293,6 +305,15 @@ impl ModelShape {
             Some(RopeScaling::Dynamic { original, .. }) => original,
             _ => self.max_positions,
         }
+    }
+
+    /// The same without a table for places within spans, which only infilling has a use for.
+    #[must_use]
+    pub fn without_places(mut self) -> Self {
+        if let Positions::Learned { places, .. } = &mut self.positions {
+            *places = 0;
+        }
+        self
     }
 
     /// Whether a norm follows the last block.

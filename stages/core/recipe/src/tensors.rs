@@ -80,13 +80,21 @@ pub fn tensors(shape: &ModelShape, head: Head) -> Vec<TensorSpec> {
         list: Vec::new(),
     };
     list.table(names.embedding, vocab);
-    if let Positions::Learned { unused } = shape.positions {
+    if let Positions::Learned { unused, places } = shape.positions {
         list.push(
             names.positions,
             "weight",
             &[shape.max_positions + unused, shape.width],
             Init::Normal(STD),
         );
+        if places > 0 {
+            list.push(
+                &names.places(),
+                "weight",
+                &[places, shape.width],
+                Init::Normal(STD),
+            );
+        }
     }
     if narrow != shape.width {
         let [into, out] = names.project;

@@ -24,13 +24,13 @@ pub const METRICS: &[MetricSpec] = &[
     metric(
         "loss/train",
         "nats",
-        "mean training loss of the update (per token; reward: per prompt)",
+        "mean training loss of the update (per predicted token; reward: per prompt)",
     ),
     metric("loss/heldout", "nats", "the same loss on held-out data"),
     metric(
         "loss/heldout_bits_per_byte",
         "bits/byte",
-        "held-out loss per UTF-8 byte of text",
+        "held-out loss per UTF-8 byte of text (where every token is predicted: causal pretraining)",
     ),
     metric(
         "accuracy/train",

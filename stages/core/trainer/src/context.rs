@@ -84,7 +84,8 @@ impl StageContext {
         Ok(tokenizer)
     }
 
-    /// The model in the source's folder, on the stage's device in its storage format, and its
+    /// The model in the source's folder as a causal stage takes it over
+    /// ([`model::Model::without_places`]), on the stage's device in its storage format, and its
     /// tokenizer.
     ///
     /// # Errors
@@ -104,9 +105,12 @@ impl StageContext {
         quantize: Option<Quantization>,
     ) -> Result<Checkpoint, TrainerError> {
         let (path, device, kind) = (self.path(source), self.device, self.kind);
-        let checkpoint = Checkpoint::load_frozen(&path, device, kind, quantize)?;
-        checkpoint.tokenizer.require_eos()?;
-        Ok(checkpoint)
+        let loaded = Checkpoint::load_frozen(&path, device, kind, quantize)?;
+        loaded.tokenizer.require_eos()?;
+        Ok(Checkpoint {
+            model: loaded.model.without_places(),
+            ..loaded
+        })
     }
 
     /// `model`, whose weights are those of `source`, with new adapters where the plan has some. `purpose` is

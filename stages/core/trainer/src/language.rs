@@ -1,39 +1,13 @@
-//! The next-token loss over a set of token rows: micro-batching for training and for evaluation.
+//! The loss over a set of token rows: micro-batching for training and for evaluation.
 //!
-//! Shape suffixes: b rows, t columns.
+//! Shape suffixes: b rows, t columns, d width.
 
-use datasets::collate::{Side, pad};
+use datasets::LmRow;
 use model::{Input, Model, RecordOptions};
 use runtime::seeds;
-use serde::Serialize;
-use tch::{Tensor, no_grad};
+use tch::no_grad;
 
-use crate::tensors::mask_bt;
-use crate::{StageContext, Stepper, TrainerError, lm_micro_step, next_token_loss};
-
-/// A row of tokens and which of them are to be predicted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct LmRow {
-    /// Tokens.
-    pub ids: Vec<u32>,
-    /// True on the tokens that carry a loss; the first token never does.
-    pub loss: Vec<bool>,
-}
-
-impl LmRow {
-    /// A row of plain text: every token after the first is to be predicted.
-    pub fn plain(ids: Vec<u32>) -> Self {
-        Self {
-            loss: vec![true; ids.len()],
-            ids,
-        }
-    }
-
-    /// Tokens that carry a loss.
-    pub fn num_targets(&self) -> usize {
-        self.loss.iter().skip(1).filter(|l| **l).count()
-    }
-}
+use crate::{StageContext, Stepper, Targets, TrainerError, lm_micro_step, token_loss};
 
 /// How a set of rows is differentiated.
 #[derive(Debug, Clone, Copy)]
@@ -108,13 +82,13 @@ pub fn lm_backward(
     let scale = options.coef / tokens.max(1.0);
     let mut loss = LmLoss { sum: 0.0, tokens };
     for (index, micro) in by_length(rows).chunks(options.micro_batch).enumerate() {
-        let (input, loss_mask_bt) = to_input(micro, options.pad_id, model);
+        let (input, targets) = to_input(micro, options.pad_id, model);
         let record = RecordOptions {
             checkpointing: options.checkpointing,
             dropout: options.dropout,
             dropout_key: seeds::key(options.dropout_key, "micro-batch", index as u64, 0),
         };
-        loss.sum += lm_micro_step(model, &input, &loss_mask_bt, scale, &record)?;
+        loss.sum += lm_micro_step(model, &input, &targets, scale, &record)?;
         stepper.accumulate();
     }
     stepper.observe_loss(options.coef * loss.mean());
@@ -133,9 +107,9 @@ pub fn lm_evaluate(
 ) -> Result<LmLoss, TrainerError> {
     let mut loss = LmLoss::default();
     for micro in by_length(rows).chunks(micro_batch) {
-        let (input, loss_mask_bt) = to_input(micro, pad_id, model);
+        let (input, targets) = to_input(micro, pad_id, model);
         let hidden_btd = no_grad(|| model.hidden(&input));
-        loss.sum += next_token_loss(model, &hidden_btd, &input.ids_bt, &loss_mask_bt)?;
+        loss.sum += token_loss(model, &hidden_btd, &targets)?;
         loss.tokens += micro.iter().map(|row| row.num_targets()).sum::<usize>() as f64;
     }
     Ok(loss)
@@ -148,10 +122,8 @@ fn by_length(rows: &[LmRow]) -> Vec<&LmRow> {
     sorted
 }
 
-fn to_input(rows: &[&LmRow], pad_id: u32, model: &Model) -> (Input, Tensor) {
-    let ids: Vec<&[u32]> = rows.iter().map(|row| &row.ids[..]).collect();
-    let masks: Vec<&[bool]> = rows.iter().map(|row| &row.loss[..]).collect();
-    let padded = pad(&ids, Side::Right, pad_id, None);
-    let loss_mask_bt = mask_bt(&masks, Side::Right, &padded, model.device());
-    (Input::from_padded(&padded, model.device()), loss_mask_bt)
+fn to_input(rows: &[&LmRow], pad_id: u32, model: &Model) -> (Input, Targets) {
+    let wanted: Vec<&[Option<u32>]> = rows.iter().map(|row| &row.targets[..]).collect();
+    let input = Input::from_rows(rows, pad_id, model.device());
+    (input, Targets::new(&wanted, model.device()))
 }

@@ -6,8 +6,8 @@
 //! parameters, metrics, and folders that appear whole or not at all: [`Snapshot`s](snapshot) (a run
 //! that can be continued) and checkpoints (weights that can be used, written by [`finish()`]).
 //!
-//! **Architecture invariant.** This crate knows nothing of any stage: no loss but the plain next-token
-//! one, no choice of batches, no loop. A stage owns its loop and calls what is here. Nothing here draws
+//! **Architecture invariant.** This crate knows nothing of any stage: no loss but that of predicted
+//! tokens, no choice of batches, no loop. A stage owns its loop and calls what is here. Nothing here draws
 //! a random number.
 //!
 //! Reading order: [`schedule`], [`gradients`], [`adamw`], [`stepper`] (one update), [`token_loss`] (one
@@ -32,7 +32,6 @@ pub mod session;
 pub mod snapshot;
 pub mod stepper;
 mod tensor_file;
-pub mod tensors;
 #[cfg(test)]
 mod tests;
 pub mod token_loss;
@@ -40,11 +39,12 @@ pub mod utilisation;
 
 pub use adamw::AdamW;
 pub use context::StageContext;
+pub use datasets::LmRow;
 pub use ema::Ema;
 pub use error::TrainerError;
 pub use finish::finish;
 pub use folder::ADAPTER;
-pub use language::{LmLoss, LmOptions, LmRow, lm_backward, lm_evaluate};
+pub use language::{LmLoss, LmOptions, lm_backward, lm_evaluate};
 pub use persist::Outcome;
 pub use pretrain_text::PretrainText;
 pub use progress::Progress;
@@ -53,5 +53,5 @@ pub use schedule::learning_rate;
 pub use session::{Session, num_steps};
 pub use snapshot::{RestorePart, SnapshotPart, restore_snapshot, save_snapshot};
 pub use stepper::{Stepper, Update};
-pub use token_loss::{lm_micro_step, next_token_loss, num_targets};
+pub use token_loss::{Targets, lm_micro_step, token_loss};
 pub use utilisation::Peak;

@@ -1,4 +1,4 @@
-//! The next-token loss, in chunks, so that the logits of a whole batch never exist at once.
+//! The loss of predicted tokens, in chunks, so that the logits of a whole batch never exist at once.
 //!
 //! Shape suffixes: b rows, t columns, d width, n target tokens of the batch, c target tokens of one
 //! chunk, v vocabulary.
@@ -9,49 +9,45 @@ use tch::{Device, Kind, Reduction, Tensor, no_grad, with_grad};
 
 use crate::error::TrainerError;
 
-/// Targets of a batch: which hidden states predict, and what they should have predicted.
-struct Targets {
+/// What is to be predicted in a batch: at which hidden states, and which tokens.
+#[derive(Debug)]
+pub struct Targets {
     /// Rows of `hidden_btd` flattened to `[b * t, d]`.
     places_n: Tensor,
     ids_n: Tensor,
 }
 
 impl Targets {
-    /// The token in column `c` is predicted by the hidden state in column `c - 1`.
-    fn new(ids_bt: &Tensor, loss_mask_bt: &Tensor) -> Self {
-        no_grad(|| {
-            let ids_n = |index_n: &Tensor| ids_bt.reshape([-1]).index_select(0, index_n);
-            let index_n = without_first_column(loss_mask_bt)
-                .reshape([-1])
-                .nonzero()
-                .squeeze_dim(1);
-            Self {
-                ids_n: ids_n(&index_n),
-                places_n: index_n - 1,
+    /// Those of rows that are padded on the right to the longest of them: at each token what is to be
+    /// predicted there, from all that it sees.
+    pub fn new(rows: &[&[Option<u32>]], device: Device) -> Self {
+        let columns = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        let (mut places, mut ids) = (Vec::new(), Vec::new());
+        for (index, row) in rows.iter().enumerate() {
+            for (column, id) in row.iter().enumerate() {
+                if let Some(id) = id {
+                    places.push((index * columns + column) as i64);
+                    ids.push(i64::from(*id));
+                }
             }
-        })
+        }
+        let to_tensor = |numbers: &[i64]| Tensor::from_slice(numbers).to_device(device);
+        Self {
+            places_n: to_tensor(&places),
+            ids_n: to_tensor(&ids),
+        }
     }
 
-    fn len(&self) -> i64 {
+    /// How many there are. The sum of these over all micro-batches (and ranks) of an update is the count
+    /// that its loss is divided by.
+    pub fn len(&self) -> i64 {
         self.ids_n.size()[0]
     }
-}
 
-fn without_first_column(mask_bt: &Tensor) -> Tensor {
-    let mask_bt = mask_bt.copy();
-    let _ = mask_bt.narrow(1, 0, 1).zero_();
-    mask_bt
-}
-
-/// Tokens that a mask makes targets: the true places outside the first column, which nothing predicts.
-/// The sum of these over all micro-batches (and ranks) of an update is the count that its loss is
-/// divided by.
-pub fn num_targets(loss_mask_bt: &Tensor) -> u64 {
-    no_grad(|| {
-        without_first_column(loss_mask_bt)
-            .sum(Kind::Int64)
-            .int64_value(&[])
-    }) as u64
+    /// Whether nothing is to be predicted.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Largest size of one chunk's logits in f32, bytes. GPUs need larger matrices to be busy.
@@ -87,19 +83,16 @@ fn nll_sum(model: &Model, hidden_cd: &Tensor, ids_c: &Tensor) -> Tensor {
     logits_cv.cross_entropy_loss::<Tensor>(ids_c, None, Reduction::Sum, -100, 0.0)
 }
 
-/// Sum over target tokens of `-ln p(token | tokens before it)`, in nats, without a gradient: for
-/// evaluation. `hidden_btd` is [`Model::hidden`] of `ids_bt`; `loss_mask_bt` (bool) is true on the
-/// tokens to be predicted, as in [`num_targets`].
+/// Sum over the targets of `-ln p(token)`, in nats, without a gradient: for evaluation. `hidden_btd` is
+/// [`Model::hidden`] of the batch whose `targets` they are.
 ///
 /// # Errors
 /// Where libtorch fails.
-pub fn next_token_loss(
+pub fn token_loss(
     model: &Model,
     hidden_btd: &Tensor,
-    ids_bt: &Tensor,
-    loss_mask_bt: &Tensor,
+    targets: &Targets,
 ) -> Result<f64, TrainerError> {
-    let targets = Targets::new(ids_bt, loss_mask_bt);
     no_grad(|| {
         let hidden_nd = flat(hidden_btd);
         let mut sum = 0.0;
@@ -113,9 +106,8 @@ pub fn next_token_loss(
     })
 }
 
-/// Forward and backward pass of one micro-batch on the next-token loss: adds the gradients of
-/// `scale * sum(-ln p)` over the target tokens to the parameters' `.grad`, and returns the unscaled sum
-/// in nats. A batch without targets adds nothing.
+/// Forward and backward pass of one micro-batch: adds the gradients of `scale * sum(-ln p)` over the
+/// targets to the parameters' `.grad`, and returns the unscaled sum in nats. A batch without targets adds nothing.
 ///
 /// `scale` is one over the target tokens of the *whole update* (times a loss coefficient, if any), so
 /// that eight micro-batches of one row give the gradients of one of eight rows. Each chunk of logits is
@@ -126,30 +118,22 @@ pub fn next_token_loss(
 pub fn lm_micro_step(
     model: &Model,
     input: &Input,
-    loss_mask_bt: &Tensor,
+    targets: &Targets,
     scale: f64,
     options: &RecordOptions,
 ) -> Result<f64, TrainerError> {
-    micro_step(
-        model,
-        input,
-        loss_mask_bt,
-        scale,
-        options,
-        chunk_length(model),
-    )
+    micro_step(model, input, targets, scale, options, chunk_length(model))
 }
 
 pub(crate) fn micro_step(
     model: &Model,
     input: &Input,
-    loss_mask_bt: &Tensor,
+    targets: &Targets,
     scale: f64,
     options: &RecordOptions,
     chunk_length: i64,
 ) -> Result<f64, TrainerError> {
-    let targets = Targets::new(&input.ids_bt, loss_mask_bt);
-    if targets.len() == 0 {
+    if targets.is_empty() {
         return Ok(0.0);
     }
     let (hidden_btd, tape) = model.record(input, options);

@@ -76,9 +76,8 @@ impl Golden {
 
     pub fn input(&self) -> Input {
         Input {
-            ids_bt: self.tensors["ids"].shallow_clone(),
             valid_bt: Some(self.tensors["valid"].shallow_clone()),
-            lengths_b: None,
+            ..Input::dense(self.tensors["ids"].shallow_clone())
         }
     }
 

@@ -121,9 +121,9 @@ fn padded(rows: &[Vec<i64>], left: bool) -> Input {
     let valid_bt = left.then(|| stack(0, &|_| 1).to_kind(Kind::Bool));
     let lengths: Vec<i64> = rows.iter().map(|row| row.len() as i64).collect();
     Input {
-        ids_bt: stack(1, &|t| t),
         valid_bt,
         lengths_b: (!left).then(|| Tensor::from_slice(&lengths)),
+        ..Input::dense(stack(1, &|t| t))
     }
 }
 

@@ -12,6 +12,10 @@ pub(super) const SINUSOIDAL: (&str, &str) = ("position_embedding_type", "sinusoi
 /// The sliding window that transformers takes where Mistral's or Qwen's config has no word for one.
 pub(super) const USUAL_WINDOW: usize = 4096;
 
+/// The key that says a table of places within spans, in families with learned positions. The word is
+/// ours; a program that knows neither it nor the table computes the same for a causal text.
+pub(super) const PLACES: &str = "span_positions";
+
 /// A `config.json` and the model type that it states.
 pub(super) struct Config<'a> {
     value: &'a Value,
@@ -129,7 +133,8 @@ impl<'a> Config<'a> {
         if self.get(key).is_some_and(|value| value == word) {
             return Ok(Positions::Sinusoidal);
         }
-        Ok(Positions::Learned { unused })
+        let places = self.count_opt(PLACES)?.unwrap_or(0);
+        Ok(Positions::Learned { unused, places })
     }
 
     /// The width of a head of the Llama lineage: stated, or the model's over the heads.

@@ -197,6 +197,11 @@ impl ModelShape {
         if self.positions == Positions::Sinusoidal {
             config[config::SINUSOIDAL.0] = json!(config::SINUSOIDAL.1);
         }
+        if let Positions::Learned { places, .. } = self.positions
+            && places > 0
+        {
+            config[config::PLACES] = json!(places);
+        }
         match config {
             Value::Object(map) => map,
             _ => unreachable!("every family writes an object"),
@@ -291,7 +296,10 @@ fn gpt(family: Family, sizes: &Sizes) -> ModelShape {
         norm_eps: 1e-5,
         qk_norm: false,
         order: BlockOrder::PreNorm,
-        positions: Positions::Learned { unused: 0 },
+        positions: Positions::Learned {
+            unused: 0,
+            places: 0,
+        },
         local: None,
         scaled_attention: true,
         biases: Biases::ALL,

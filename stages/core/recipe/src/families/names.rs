@@ -57,6 +57,11 @@ pub enum MlpNames {
 }
 
 impl Names {
+    /// The table of places within spans. The name is ours, as other programs know no such decoder.
+    pub fn places(&self) -> String {
+        format!("{}span_positions", self.trunk)
+    }
+
     /// Those of the Llama lineage.
     pub(super) const LLAMA: Self = Self {
         trunk: "model.",

@@ -26,7 +26,10 @@ const UNUSED: usize = 2;
 
 fn shape(sizes: &Sizes) -> ModelShape {
     ModelShape {
-        positions: Positions::Learned { unused: UNUSED },
+        positions: Positions::Learned {
+            unused: UNUSED,
+            places: 0,
+        },
         activation: Activation::Relu,
         ..gpt(Family::Opt, sizes)
     }

@@ -67,6 +67,7 @@ const VALUES: &[Row] = &[
     ("nonfinite.skip", "9", &[]),
     ("num_heldout", "9", &[]),
     ("num_prompts", "9", &[]),
+    ("objective", "masked", &[]),
     ("optimizer.betas", "[0.5, 0.6]", &[]),
     ("optimizer.clip", "9", &[]),
     ("optimizer.eps", "0.5", &[]),

@@ -7,6 +7,7 @@ mod hub;
 mod keys;
 mod long_context;
 mod lora;
+mod objectives;
 mod plans;
 mod presets;
 mod shapes;

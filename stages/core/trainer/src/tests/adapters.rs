@@ -12,10 +12,10 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use super::stage::{context, train};
-use super::{Outcome, batch, bytes, input, options, plan, tiny_model, tiny_tokenizer};
+use super::{Outcome, batch, bytes, input, options, plan, targets, tiny_model, tiny_tokenizer};
 use crate::{
-    Ema, RestorePart, SnapshotPart, StageContext, Stepper, finish, lm_micro_step, num_targets,
-    restore_snapshot, save_snapshot,
+    Ema, RestorePart, SnapshotPart, StageContext, Stepper, finish, lm_micro_step, restore_snapshot,
+    save_snapshot,
 };
 
 fn lora() -> LoraPlan {
@@ -161,8 +161,9 @@ impl Run {
         for step in steps {
             for (model, stepper) in self.models.iter().zip(&mut self.steppers) {
                 let (ids_bt, mask_bt) = batch(4, 8, step as i64);
-                let scale = 1.0 / num_targets(&mask_bt) as f64;
-                lm_micro_step(model, &input(&ids_bt), &mask_bt, scale, &options())?;
+                let targets = targets(&ids_bt, &mask_bt);
+                let scale = 1.0 / targets.len() as f64;
+                lm_micro_step(model, &input(&ids_bt), &targets, scale, &options())?;
                 stepper.accumulate();
                 stepper.update(step)?;
             }

@@ -16,6 +16,8 @@ use recipe::plan::{OptimizerPlan, Schedule};
 use recipe::shape::{Family, ModelShape};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use crate::{LmRow, Targets};
+
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const VOCAB: usize = 270;
@@ -75,11 +77,20 @@ fn batch(rows: i64, cols: i64, step: i64) -> (Tensor, Tensor) {
 }
 
 fn input(ids_bt: &Tensor) -> Input {
-    Input {
-        ids_bt: ids_bt.shallow_clone(),
-        valid_bt: None,
-        lengths_b: None,
-    }
+    Input::dense(ids_bt.shallow_clone())
+}
+
+/// Next tokens, where the mask is true.
+fn targets(ids_bt: &Tensor, mask_bt: &Tensor) -> Targets {
+    let rows: Vec<LmRow> = (0..ids_bt.size()[0])
+        .map(|row| {
+            let ids: Vec<i64> = ids_bt.get(row).try_into().expect("ids");
+            let mask: Vec<bool> = mask_bt.get(row).try_into().expect("a mask");
+            LmRow::next_tokens(ids.iter().map(|id| *id as u32).collect(), &mask)
+        })
+        .collect();
+    let wanted: Vec<&[Option<u32>]> = rows.iter().map(|row| &row.targets[..]).collect();
+    Targets::new(&wanted, ids_bt.device())
 }
 
 fn grads_of(model: &Model) -> BTreeMap<String, Tensor> {

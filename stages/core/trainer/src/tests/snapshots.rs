@@ -10,11 +10,11 @@ use runtime::run_folder::{RunFolder, StageFolder};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-use super::{Outcome, batch, bytes, input, options, plan, tiny_model, tiny_tokenizer};
+use super::{Outcome, batch, bytes, input, options, plan, targets, tiny_model, tiny_tokenizer};
 use crate::snapshot::snapshot_bytes;
 use crate::{
     Ema, RestorePart, SnapshotPart, Stepper, TrainerError, finish, latest_valid_snapshot,
-    lm_micro_step, num_targets, restore_snapshot, retain, save_snapshot,
+    lm_micro_step, restore_snapshot, retain, save_snapshot,
 };
 
 /// A policy with an average, and a value model without: both trained on the next token here.
@@ -49,16 +49,11 @@ impl Run {
             ];
             for (model, stepper) in models {
                 let (ids_bt, mask_bt) = batch(4, 8, step as i64);
-                let scale = 1.0 / num_targets(&mask_bt) as f64;
+                let scale = 1.0 / targets(&ids_bt, &mask_bt).len() as f64;
                 for row in 0..4 {
-                    let ids_bt = input(&ids_bt.narrow(0, row, 1));
-                    lm_micro_step(
-                        model,
-                        &ids_bt,
-                        &mask_bt.narrow(0, row, 1),
-                        scale,
-                        &options(),
-                    )?;
+                    let [ids_bt, mask_bt] = [&ids_bt, &mask_bt].map(|all| all.narrow(0, row, 1));
+                    let targets = targets(&ids_bt, &mask_bt);
+                    lm_micro_step(model, &input(&ids_bt), &targets, scale, &options())?;
                     stepper.accumulate();
                 }
                 stepper.update(step)?;

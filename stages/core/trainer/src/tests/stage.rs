@@ -25,10 +25,8 @@ fn rows(step: u64) -> Vec<LmRow> {
         let ids = (0..len)
             .map(|t| ((i * 131 + t * 17 + step * 7) % 260) as u32)
             .collect();
-        LmRow {
-            ids,
-            loss: (0..len).map(|t| !(t + i).is_multiple_of(3)).collect(),
-        }
+        let loss: Vec<bool> = (0..len).map(|t| !(t + i).is_multiple_of(3)).collect();
+        LmRow::next_tokens(ids, &loss)
     };
     (0..8).map(row).collect()
 }

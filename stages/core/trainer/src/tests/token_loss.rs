@@ -2,12 +2,12 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Outcome, batch, grads_of, input, norm, options, plan, tiny_model};
+use super::{Outcome, batch, grads_of, input, norm, options, plan, targets, tiny_model};
 use crate::token_loss::micro_step;
-use crate::{Stepper, lm_micro_step, next_token_loss, num_targets};
+use crate::{Stepper, lm_micro_step, token_loss};
 
 /// The definition, one token at a time.
-fn loss_by_hand(model: &model::Model, ids_bt: &Tensor, mask_bt: &Tensor) -> (f64, u64) {
+fn loss_by_hand(model: &model::Model, ids_bt: &Tensor, mask_bt: &Tensor) -> (f64, i64) {
     no_grad(|| {
         let logits_btv = model.logits(&model.hidden(&input(ids_bt)));
         let logprobs_btv = logits_btv.log_softmax(-1, Kind::Double);
@@ -31,21 +31,22 @@ fn chunks_of_any_length_give_the_defined_loss_and_the_same_gradients() -> Outcom
     model.set_trainable(true);
     let (ids_bt, mask_bt) = batch(3, 9, 0);
     let (expected, count) = loss_by_hand(&model, &ids_bt, &mask_bt);
-    assert_eq!(num_targets(&mask_bt), count);
+    let targets = targets(&ids_bt, &mask_bt);
+    assert_eq!(targets.len(), count);
     let hidden_btd = no_grad(|| model.hidden(&input(&ids_bt)));
-    let evaluated = next_token_loss(&model, &hidden_btd, &ids_bt, &mask_bt)?;
+    let evaluated = token_loss(&model, &hidden_btd, &targets)?;
     assert!(
         (evaluated - expected).abs() < 1e-9,
         "{evaluated}, not {expected}"
     );
 
     let mut reference = None;
-    for chunk in [1000, 1, 4, count as i64] {
+    for chunk in [1000, 1, 4, count] {
         model
             .params()
             .values()
             .for_each(|param| param.shallow_clone().zero_grad());
-        let sum = micro_step(&model, &input(&ids_bt), &mask_bt, 0.5, &options(), chunk)?;
+        let sum = micro_step(&model, &input(&ids_bt), &targets, 0.5, &options(), chunk)?;
         assert!(
             (sum - expected).abs() < 1e-9,
             "chunks of {chunk}: {sum}, not {expected}"
@@ -66,7 +67,8 @@ fn gradients_are_the_slope_of_the_loss() -> Outcome {
     let model = tiny_model(2, Kind::Double);
     model.set_trainable(true);
     let (ids_bt, mask_bt) = batch(2, 8, 1);
-    lm_micro_step(&model, &input(&ids_bt), &mask_bt, 0.25, &options())?;
+    let targets = targets(&ids_bt, &mask_bt);
+    lm_micro_step(&model, &input(&ids_bt), &targets, 0.25, &options())?;
     let grads = grads_of(&model);
     let squares: f64 = grads.values().map(|grad| norm(grad).powi(2)).sum();
     let step = 1e-5;
@@ -96,8 +98,9 @@ fn a_batch_without_targets_adds_nothing() -> Outcome {
     let (ids_bt, mask_bt) = batch(2, 5, 0);
     let first_column_only = mask_bt.zeros_like();
     let _ = first_column_only.narrow(1, 0, 1).fill_(1);
-    assert_eq!(num_targets(&first_column_only), 0);
-    let sum = lm_micro_step(&model, &input(&ids_bt), &first_column_only, 1.0, &options())?;
+    let targets = targets(&ids_bt, &first_column_only);
+    assert!(targets.is_empty());
+    let sum = lm_micro_step(&model, &input(&ids_bt), &targets, 1.0, &options())?;
     assert!(sum == 0.0 && model.params().values().all(|param| !param.grad().defined()));
     Ok(())
 }
@@ -113,12 +116,13 @@ fn accumulation_1_x_8_equals_8_x_1() -> Outcome {
             let mut losses = Vec::new();
             for step in 0..3 {
                 let (ids_bt, mask_bt) = batch(8, 10, step);
-                let scale = 1.0 / num_targets(&mask_bt) as f64;
+                let scale = 1.0 / targets(&ids_bt, &mask_bt).len() as f64;
                 let mut sum = 0.0;
                 for first in (0..8).step_by(micro_batch as usize) {
                     let rows = |all_bt: &Tensor| all_bt.narrow(0, first, micro_batch);
-                    let (ids_bt, mask_bt) = (input(&rows(&ids_bt)), rows(&mask_bt));
-                    sum += lm_micro_step(&model, &ids_bt, &mask_bt, scale, &options())?;
+                    let (ids_bt, mask_bt) = (rows(&ids_bt), rows(&mask_bt));
+                    let targets = targets(&ids_bt, &mask_bt);
+                    sum += lm_micro_step(&model, &input(&ids_bt), &targets, scale, &options())?;
                     stepper.accumulate();
                 }
                 stepper.observe_loss(sum * scale);
