@@ -169,11 +169,13 @@ fn assert_same_artefacts(run: &Path, expected: &Path) -> Outcome {
     Ok(())
 }
 
-/// The same curves, but for the times.
+/// The same curves, but for times and memory.
 fn assert_same_metrics(stage: &Path, expected: &Path) -> Outcome {
     let rows = |folder: &Path| -> Outcome<Vec<(u64, BTreeMap<String, f64>)>> {
         let timeless = |(name, _): &(String, f64)| {
-            !name.starts_with("time/") && !name.contains("_per_second") && name != "mfu"
+            let of_the_machine = ["time/", "memory/", "mfu"];
+            !of_the_machine.iter().any(|start| name.starts_with(start))
+                && !name.contains("_per_second")
         };
         let row = |row: MetricRow| (row.step, row.values.into_iter().filter(timeless).collect());
         Ok(read_metrics(&folder.join("metrics.jsonl"))?

@@ -145,3 +145,31 @@ fn runs(free: &[bool]) -> Vec<usize> {
     }
     runs
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The distribution function of Poisson(3) without 0, by its definition:
+    /// `sum over 1..=k of 3^i e^-3 / i!, over 1 - e^-3`.
+    const UP_TO: [f64; 8] = [
+        0.157_187_089_473,
+        0.392_967_723_684,
+        0.628_748_357_895,
+        0.805_583_833_553,
+        0.911_685_118_947,
+        0.964_735_761_645,
+        0.987_471_751_372,
+        0.995_997_747_520,
+    ];
+
+    #[test]
+    fn lengths_are_poisson_without_zero() {
+        for (index, share) in UP_TO.iter().enumerate() {
+            assert_eq!(length(share - 1e-9), index + 1);
+            assert_eq!(length(share + 1e-9), index + 2);
+        }
+        assert_eq!(length(0.0), 1);
+        assert!(length(1.0 - 1e-16) > 8);
+    }
+}

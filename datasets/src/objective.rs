@@ -17,10 +17,11 @@ use crate::tokenizer_error::TokenizerError;
 pub const HIDDEN_SHARE: f64 = 0.15;
 
 /// What a model is pretrained to predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Objective {
     /// The next token, from those before it (Radford et al. 2018).
+    #[default]
     Causal,
     /// Hidden tokens, from both sides (BERT; Devlin et al. 2019).
     Masked,
@@ -88,15 +89,24 @@ impl Objective {
     /// The ids of its special tokens, in the order of [`Self::special_tokens`].
     fn token_ids(self, tokenizer: &Tokenizer) -> Result<Vec<u32>, TokenizerError> {
         let find = |token: &Needed| {
-            let declared = token.key.and_then(|key| tokenizer.declared_id(key));
-            let named = || token.names.iter().find_map(|name| tokenizer.id_of(name));
-            let id = declared.or_else(named);
-            id.filter(|id| tokenizer.is_special(*id)).ok_or_else(|| {
-                TokenizerError::NoObjectiveToken {
-                    objective: self.word(),
-                    role: token.role,
-                    names: token.names.join(", "),
+            let declared = token.key.and_then(|key| tokenizer.declared(key));
+            let named = token.names.iter().map(|name| (*name).to_owned());
+            let mut ordinary = None;
+            for name in declared.into_iter().chain(named) {
+                match tokenizer.id_of(&name) {
+                    Some(id) if tokenizer.is_special(id) => return Ok(id),
+                    Some(_) => ordinary = ordinary.or(Some(name)),
+                    None => {}
                 }
+            }
+            Err(TokenizerError::NoObjectiveToken {
+                objective: self.word(),
+                role: token.role,
+                names: token.names.join(", "),
+                found: ordinary.map_or_else(
+                    || "which the tokenizer does not have".to_owned(),
+                    |name| format!("and the tokenizer's {name:?} is not special"),
+                ),
             })
         };
         self.needed().iter().map(find).collect()

@@ -185,10 +185,9 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
-    /// The id of the token that `tokenizer_config.json` names under a key, such as `mask_token`.
-    pub fn declared_id(&self, key: &str) -> Option<u32> {
-        let token = special(Path::new(CONFIG_FILE), &self.config, key).ok()??;
-        self.id_of(&token)
+    /// The token that `tokenizer_config.json` names under a key, such as `mask_token`.
+    pub fn declared(&self, key: &str) -> Option<String> {
+        special(Path::new(CONFIG_FILE), &self.config, key).ok()?
     }
 
     /// Whether a token is special: it has no text of its own.

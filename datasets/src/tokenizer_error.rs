@@ -139,9 +139,9 @@ pub enum TokenizerError {
     },
     /// The tokenizer lacks a special token that an objective of pretraining needs.
     #[error(
-        "objective = \"{objective}\" needs a special token for {role} ({names}), which the tokenizer \
-         does not have\n  hint: a tokenizer that is trained gets it ([tokenizer] kind = \"bpe\"); to \
-         another one's tokenizer.json, add it as a special token"
+        "objective = \"{objective}\" needs a special token for {role} ({names}), {found}\n  hint: a \
+         tokenizer that is trained gets it ([tokenizer] kind = \"bpe\"); in another one's tokenizer.json it \
+         stands among added_tokens with \"special\": true"
     )]
     NoObjectiveToken {
         /// The objective's word.
@@ -150,6 +150,8 @@ pub enum TokenizerError {
         role: &'static str,
         /// Names that are known for it.
         names: String,
+        /// What is there in its place.
+        found: String,
     },
     /// The chat template does not compile.
     #[error("chat template: {source:#}\n  hint: it must be Jinja as transformers renders it")]

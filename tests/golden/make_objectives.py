@@ -32,6 +32,11 @@ MODELS = {
     "masked_llama": ("llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=rope()), None),
     "infill_gpt2": ("gpt2", "GPT2LMHeadModel", GPT, "transformer.span_positions.weight"),
     "infill_opt": ("opt", "OPTForCausalLM", OPT, "model.span_positions.weight"),
+    # Narrow embeddings: the places are added where the positions are, behind the projection.
+    "infill_opt_350m": (
+        "opt", "OPTForCausalLM", OPT | dict(do_layer_norm_before=False, word_embed_proj_dim=8),
+        "model.span_positions.weight",
+    ),
 }
 
 # Texts' lengths, and spans (first, behind the last) in the order of part B.
@@ -109,10 +114,14 @@ def golden(name, seed):
     mask = torch.zeros(seen.shape, dtype=torch.float64).masked_fill(~seen, float("-inf"))[:, None]
     if table:
         positions = padded(rows, "positions", (0, 0), length)
-        words = model.get_input_embeddings()(ids)
         inside = positions[..., 1:] > 0
-        places = model.places((positions[..., 1] - 1).clamp_min(0))
-        inputs = dict(inputs_embeds=words + places * inside, position_ids=positions[..., 0])
+
+        def add_places(_module, _inputs, words):
+            return words + model.places((positions[..., 1] - 1).clamp_min(0)) * inside
+
+        projected = name == "infill_opt_350m"
+        (model.model.decoder.project_in if projected else model.get_input_embeddings()).register_forward_hook(add_places)
+        inputs = dict(input_ids=ids, position_ids=positions[..., 0])
         tensors |= dict(positions=positions)
     else:
         inputs = dict(input_ids=ids, position_ids=torch.arange(length).expand(len(rows), length))

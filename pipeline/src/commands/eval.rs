@@ -1,16 +1,17 @@
 //! `rlhf eval`: the checkpoints that a PPO stage descends from, compared on held-out prompts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use recipe::plan::{Plan, PpoPlan, Source, StagePlan, Task};
+use recipe::plan::{Objective, Plan, PpoPlan, Source, StagePlan, Task};
 use recipe::request::{EvalReport, EvalRequest};
+use recipe::trained_objective;
 use runtime::hash::hash_json;
 use runtime::manifest::content_id;
 use runtime::metrics::read_metrics;
 use runtime::{Manifest, RunFolder, StageFolder};
 
-use super::{ask, check_continues_text, print};
+use super::{ask, print};
 use crate::cli::EvalArgs;
 use crate::failure::{Failure, Outcome};
 use crate::hub::Models;
@@ -38,8 +39,7 @@ pub fn run(args: &EvalArgs) -> Outcome {
     let run = RunFolder::open_or_create(dir).map_err(Failure::run)?;
     let _lock = run.lock().map_err(Failure::run)?;
     let lineage = lineage(&plan, &run)?;
-    // It judges how fluent the replies are.
-    check_continues_text(&lineage.base)?;
+    check_judge(&lineage.base)?;
     let stage = run.stage(&lineage.stage.name);
     let inputs = lineage.inputs(args, &stage)?;
     let known = Evaluation::read(stage.root()).map_err(Failure::run)?;
@@ -108,6 +108,20 @@ impl Lineage<'_> {
     }
 }
 
+/// Checks that the base model can judge how fluent the replies are.
+fn check_judge(base: &Path) -> Outcome {
+    let objective = trained_objective(base).map_err(Failure::run)?;
+    if objective == Objective::Causal {
+        return Ok(());
+    }
+    Err(Failure::Usage(anyhow!(
+        "{} is to judge how fluent replies are, and was pretrained with objective = {:?}\n  hint: pretrain it on \
+         with next tokens (a stage of kind pretrain whose model it is), and fine-tune what that makes",
+        base.display(),
+        objective.word()
+    )))
+}
+
 /// The last PPO stage, and what it descends from.
 fn lineage<'a>(plan: &'a Plan, run: &RunFolder) -> Outcome<Lineage<'a>> {
     let last = plan
@@ -155,4 +169,29 @@ fn reward_accuracy(run: &RunFolder, ppo: &PpoPlan) -> Option<f64> {
     evaluated
         .min_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, accuracy)| accuracy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_model_that_continues_no_text_judges_none() -> anyhow::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let manifest = || Manifest::new("checkpoint", "pretrain", 1);
+        manifest().seal(dir.path())?;
+        assert!(check_judge(dir.path()).is_ok());
+        let mut masked = manifest();
+        masked.config["objective"] = "masked".into();
+        masked.seal(dir.path())?;
+        let Err(Failure::Usage(error)) = check_judge(dir.path()) else {
+            panic!("it judges");
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains("objective = \"masked\"") && error.contains("hint: pretrain it on"),
+            "{error}"
+        );
+        Ok(())
+    }
 }

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use recipe::numbers::grouped;
+use recipe::plan::Objective;
 use recipe::request::{DiffReport, DiffRequest, ShowReport, ShowRequest, ShownTensor};
-use recipe::shape::ModelShape;
+use recipe::shape::{ModelShape, Positions};
+use recipe::trained_objective;
 use runtime::files::read_json;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -115,6 +117,10 @@ fn facts(path: &Path, report: &ShowReport) -> Vec<(&'static str, String)> {
         );
         facts.push(("tokenizer", words));
     }
+    if let Ok(objective @ (Objective::Masked | Objective::Infill)) = trained_objective(path) {
+        let words = format!("{} (continues no text)", objective.word());
+        facts.push(("objective", words));
+    }
     if let Some(manifest) = &report.manifest {
         let (stage, step) = (&manifest.stage, manifest.step);
         facts.push((
@@ -148,7 +154,15 @@ fn shape_facts(config: &Value) -> Vec<(&'static str, String)> {
         shape.vocab_size,
         if shape.tie_embeddings { ", tied" } else { "" },
     );
-    vec![("family", family), ("shape", words)]
+    let mut facts = vec![("family", family), ("shape", words)];
+    if let Positions::Learned {
+        places: places @ 1..,
+        ..
+    } = shape.positions
+    {
+        facts.push(("positions", format!("and {places} places within spans")));
+    }
+    facts
 }
 
 fn numel(tensor: &ShownTensor) -> u64 {

@@ -38,7 +38,11 @@ fn pretrain_rows(offset: f64) -> Vec<MetricRow> {
         row(
             3,
             102.0,
-            &[("loss/train", 3.0 + offset), ("tokens_per_second", 21e3)],
+            &[
+                ("loss/train", 3.0 + offset),
+                ("tokens_per_second", 21e3),
+                ("memory/peak", 1.5 * f64::from(1 << 30)),
+            ],
         ),
         row(
             4,

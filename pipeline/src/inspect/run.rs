@@ -116,6 +116,12 @@ impl Stage {
                 .collect::<Vec<_>>(),
         )
     }
+
+    /// The largest value of a metric over its steps.
+    pub fn most(&self, metric: &str) -> Option<f64> {
+        let values = self.series(metric).into_iter().map(|(_, value)| value);
+        values.max_by(f64::total_cmp)
+    }
 }
 
 impl Run {

@@ -1,5 +1,7 @@
 //! Tables of numbers: how far each stage is, and the last and best value of its key metrics.
 
+use recipe::numbers::bytes;
+
 use super::figures::unit;
 use super::number::{duration, number};
 use super::run::{Run, Stage};
@@ -112,6 +114,7 @@ pub fn stages_table(run: &Run) -> Table {
         ("selected", Align::Right),
         ("time", Align::Right),
         ("tokens/s", Align::Right),
+        ("peak memory", Align::Right),
     ]);
     for stage in &run.stages {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -126,6 +129,7 @@ pub fn stages_table(run: &Run) -> Table {
                     .median("tokens_per_second")
                     .map(|rate| format!("{rate:.0}")),
             ),
+            or_dash(stage.most("memory/peak").map(|held| bytes(held as u64))),
         ]);
     }
     table
@@ -239,11 +243,11 @@ mod tests {
         let run = fixtures::run("demo", 0.0);
         let text = stages_table(&run).to_text('-');
         let expected = "
-  stage     state    steps  selected     time  tokens/s
-  --------  -------  -----  --------  -------  --------
-  corpus    done         -         -        -         -
-  pretrain  done       4/4    step 3    3.0 s     21000
-  ppo       running    3/5         -  2m 00s          -
+  stage     state    steps  selected     time  tokens/s  peak memory
+  --------  -------  -----  --------  -------  --------  -----------
+  corpus    done         -         -        -         -            -
+  pretrain  done       4/4    step 3    3.0 s     21000      1.5 GiB
+  ppo       running    3/5         -  2m 00s          -            -
 ";
         let squeeze = |text: &str| {
             let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -37,7 +37,7 @@ pub fn run(ctx: &StageContext, plan: &LabelPlan) -> Result<Outcome, LabelError> 
         (Split::Heldout, "held-out", "num_heldout", plan.num_heldout),
     ];
     let total = (plan.num_prompts + plan.num_heldout) as u64;
-    let mut log = Progress::open(&ctx.stage, &ctx.plan.name, (0, total))?;
+    let mut log = Progress::open(ctx, (0, total))?;
     let mut done = 0;
     let mut outputs = Vec::new();
     for (split, name, key, wanted) in splits {
@@ -51,7 +51,7 @@ pub fn run(ctx: &StageContext, plan: &LabelPlan) -> Result<Outcome, LabelError> 
             let (rows, metrics) = labelling.part(name, index, first, part)?;
             comparisons.extend(rows);
             done += part.len() as u64;
-            log.step(done, &metrics)?;
+            log.step(done, metrics)?;
         }
         outputs.push((split, comparisons));
     }

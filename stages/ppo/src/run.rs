@@ -62,7 +62,7 @@ pub fn run(ctx: &StageContext, plan: &PpoPlan) -> Result<Outcome, PpoError> {
             metrics.extend(evaluate(ctx, plan, &ppo.models, &ppo.heldout)?);
             metrics.insert("time/evaluate", started.elapsed().as_secs_f64());
         }
-        ppo.log.step(ppo.state.iteration, &metrics)?;
+        ppo.log.step(ppo.state.iteration, metrics)?;
         health?;
         let interrupted = runtime::interrupt::requested();
         if ppo.is_due(ctx.plan.execution.save_every) || interrupted {
@@ -111,11 +111,7 @@ impl<'a> Ppo<'a> {
                 .transpose()?
                 .unwrap_or_default(),
         };
-        let log = Progress::open(
-            &ctx.stage,
-            &ctx.plan.name,
-            (state.iteration, plan.iterations),
-        )?;
+        let log = Progress::open(ctx, (state.iteration, plan.iterations))?;
         Ok(Self {
             text: text(Split::Train)?,
             ctx,
@@ -245,7 +241,7 @@ impl<'a> Ppo<'a> {
     fn evaluate_before_training(&mut self) -> Result<(), PpoError> {
         if self.state.iteration == 0 {
             let metrics = evaluate(self.ctx, self.plan, &self.models, &self.heldout)?;
-            self.log.step(0, &metrics)?;
+            self.log.step(0, metrics)?;
         }
         Ok(())
     }

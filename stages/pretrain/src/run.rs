@@ -20,10 +20,7 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
     }
     let mut data = Data::open(ctx, plan, &tokenizer)?;
     let model = match &plan.start {
-        Some(start) => ctx
-            .load_checkpoint(start)?
-            .model
-            .with_positions(&plan.model),
+        Some(start) => ctx.load_to_continue(start, &plan.model)?,
         None => Model::init(&plan.model, Head::Token, ctx.seed, ctx.device, ctx.kind),
     };
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);

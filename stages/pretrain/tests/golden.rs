@@ -12,7 +12,13 @@ use recipe::plan::{OptimizerPlan, Schedule};
 use tch::{Device, Kind, Tensor};
 use trainer::{LmOptions, Stepper, lm_backward, lm_evaluate};
 
-const NAMES: [&str; 4] = ["masked_gpt2", "masked_llama", "infill_gpt2", "infill_opt"];
+const NAMES: [&str; 5] = [
+    "masked_gpt2",
+    "masked_llama",
+    "infill_gpt2",
+    "infill_opt",
+    "infill_opt_350m",
+];
 
 /// As in the program.
 const PAD: u32 = 1;

@@ -18,6 +18,8 @@ const BLANKS: Blanks = Blanks {
 };
 const PAD: u32 = 1;
 const VOCAB: u32 = 41;
+/// Places within spans.
+const PLACES: usize = 4;
 
 fn shape(family: Family, places: usize) -> ModelShape {
     let shape = family.shape(&Sizes {
@@ -84,8 +86,16 @@ fn cases(kind: Kind) -> Vec<(&'static str, Model, Vec<LmRow>)> {
             masked.clone(),
         ),
         ("masked, rotary", model(Family::Llama, 0, kind), masked),
-        ("infill", model(Family::Gpt2, 4, kind), infilled.clone()),
-        ("infill, post-norm", model(Family::Gpt1, 4, kind), infilled),
+        (
+            "infill",
+            model(Family::Gpt2, PLACES, kind),
+            infilled.clone(),
+        ),
+        (
+            "infill, post-norm",
+            model(Family::Gpt1, PLACES, kind),
+            infilled,
+        ),
     ]
 }
 
@@ -190,7 +200,7 @@ fn gap_of(start: &Model, name: &str, param: &Tensor) -> f64 {
 #[test]
 fn an_infilling_model_survives_its_folder_and_is_a_plain_one_for_causal_text() {
     for family in [Family::Gpt1, Family::Gpt2, Family::Opt] {
-        let model = model(family, 4, Kind::Float);
+        let model = model(family, PLACES, Kind::Float);
         let dir = tempfile::tempdir().expect("temporary folder");
         model.save(dir.path()).expect("saved");
         let loaded = Model::load(dir.path(), Device::Cpu, Kind::Float).expect("loaded");
@@ -208,5 +218,17 @@ fn an_infilling_model_survives_its_folder_and_is_a_plain_one_for_causal_text() {
         assert!(hidden(&causal, &[&plain]).equal(&before));
         let left: BTreeMap<_, _> = causal.params().iter().collect();
         assert!(!left.contains_key(&places) && left.len() + 1 == all.len());
+
+        // What goes on infilling keeps its places; a causal model gets new ones, the same for the same seed.
+        let table = &model.params()[&places];
+        let kept = Model::load(dir.path(), Device::Cpu, Kind::Float).expect("loaded");
+        assert!(kept.with_places(PLACES, 7).params()[&places].equal(table));
+        let new = |seed| {
+            let loaded = Model::load(dir.path(), Device::Cpu, Kind::Float).expect("loaded");
+            let model = loaded.without_places().with_places(PLACES, seed);
+            assert_eq!(model.shape, shape(family, PLACES));
+            model.params()[&places].shallow_clone()
+        };
+        assert!(new(7).equal(&new(7)) && !new(7).equal(&new(8)) && !new(7).equal(table));
     }
 }

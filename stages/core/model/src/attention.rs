@@ -11,8 +11,10 @@ pub(crate) enum Mask {
     Causal,
     /// All keys.
     Full,
-    /// Where `true`, bool `[b, 1, t, s]`; or what is added to the products, `[b, h, t, s]`.
-    Explicit(Tensor),
+    /// What is added to the products of all layers, `[b, h, t, s]` or `[b, 1, t, s]`: `-inf` for keys that are not
+    /// seen. (Of a bool mask attention would make such a tensor anew in every layer, and keep it for the
+    /// backward pass.)
+    Added(Tensor),
 }
 
 /// The queries and keys of a pass.
@@ -80,8 +82,9 @@ impl Span<'_> {
 }
 
 impl Mask {
-    /// The mask of a span; with a window, a query sees the last `window` keys alone.
-    pub(crate) fn new(span: &Span, window: Option<usize>) -> Self {
+    /// The mask of a span, for products of type `kind`; with a window, a query sees the last `window` keys
+    /// alone.
+    pub(crate) fn new(span: &Span, window: Option<usize>, kind: Kind) -> Self {
         // A window that no key leaves is none.
         let window = window
             .map(|window| window as i64)
@@ -90,7 +93,11 @@ impl Mask {
             (None, None) if span.is_whole() => Self::Full,
             (None, None) if span.past == 0 && span.prefixes.is_empty() => Self::Causal,
             (None, None) if span.queries == 1 => Self::Full,
-            _ => Self::Explicit(span.seen(window)),
+            _ => {
+                let seen = span.seen(window);
+                let zeros = seen.zeros_like().to_kind(kind);
+                Self::Added(zeros.masked_fill(&seen.logical_not(), f64::NEG_INFINITY))
+            }
         }
     }
 
@@ -105,7 +112,7 @@ impl Mask {
         let bias_bh1s = (slopes_h.view([-1, 1, 1]) * positions_b11s).to_kind(kind);
         let bias_bh1s = bias_bh1s / (head_dim as f64).sqrt();
         let hidden = span.seen(None).logical_not();
-        Self::Explicit(bias_bh1s.masked_fill(&hidden, f64::NEG_INFINITY))
+        Self::Added(bias_bh1s.masked_fill(&hidden, f64::NEG_INFINITY))
     }
 }
 
@@ -126,14 +133,12 @@ pub(crate) fn attend(
     mask: &Mask,
     scale: Option<f64>,
 ) -> Tensor {
-    let explicit = if let Mask::Explicit(mask) = mask {
+    let added = if let Mask::Added(mask) = mask {
         Some(mask)
     } else {
         None
     };
     let causal = matches!(mask, Mask::Causal);
     let grouped = q_bhte.size()[1] != k_bhse.size()[1];
-    Tensor::scaled_dot_product_attention(
-        q_bhte, k_bhse, v_bhse, explicit, 0.0, causal, scale, grouped,
-    )
+    Tensor::scaled_dot_product_attention(q_bhte, k_bhse, v_bhse, added, 0.0, causal, scale, grouped)
 }

@@ -68,6 +68,25 @@ impl Model {
         Self::from_parameters(shape, self.head, self.reward_shift, self.parameters)
     }
 
+    /// The model as infilling needs it: with a table of `places` within spans, its own where it has one of that
+    /// size, else a new one.
+    #[must_use]
+    pub fn with_places(self, places: usize, seed: u64) -> Self {
+        let shape = self.shape.clone().with_places(places);
+        if shape == self.shape {
+            return self;
+        }
+        let (kind, device) = (self.kind(), self.device());
+        let name = format!("{}.weight", shape.names().places());
+        let mut parameters = self.parameters;
+        let specs = tensors(&shape, self.head).into_iter();
+        for spec in specs.filter(|spec| spec.name == name) {
+            let table = draw(&spec, seed).to_kind(kind).to_device(device);
+            parameters.dense.insert(spec.name, table);
+        }
+        Self::from_parameters(shape, self.head, self.reward_shift, parameters)
+    }
+
     /// Takes over the numbers of what is trained of another model (converted to this one's type and device).
     ///
     /// # Panics

@@ -285,9 +285,9 @@ impl Model {
                 .map(|rotary| Rotation::new(rotary, positions_bt, lengths_b, self.kind())),
             mask: match shape.positions {
                 Positions::Alibi => Mask::alibi(span, shape.heads, shape.head_dim, self.kind()),
-                _ => Mask::new(span, None),
+                _ => Mask::new(span, None, self.kind()),
             },
-            local_mask: local.map(|local| Mask::new(span, Some(local.window))),
+            local_mask: local.map(|local| Mask::new(span, Some(local.window), self.kind())),
             adapter_dropout: 0.0,
         }
     }

@@ -132,14 +132,30 @@ pub(crate) fn vocab_size(dir: &Path) -> Result<usize, Refusal> {
     Ok(tokenizer.vocab_size())
 }
 
-/// Checks that the tokenizer in a folder has the special tokens of an objective.
-pub(crate) fn check_objective(dir: &Path, objective: Objective) -> Result<(), Refusal> {
-    let refusal = |error: datasets::TokenizerError| split_hint(&error.to_string());
-    let tokenizer = Tokenizer::load(dir).map_err(refusal)?;
-    objective.check(&tokenizer).map_err(|error| {
-        let (message, hint) = refusal(error);
+/// Checks that the tokenizer in a folder has the special tokens of an objective, and a model's `vocab_size` rows for
+/// all of its tokens.
+pub(crate) fn check_objective(
+    dir: &Path,
+    objective: Objective,
+    vocab_size: usize,
+) -> Result<(), Refusal> {
+    let refusal = |error: datasets::TokenizerError| {
+        let (message, hint) = split_hint(&error.to_string());
         (format!("{}: {message}", dir.display()), hint)
-    })
+    };
+    let tokenizer = Tokenizer::load(dir).map_err(refusal)?;
+    objective.check(&tokenizer).map_err(refusal)?;
+    let tokens = tokenizer.vocab_size();
+    if tokens > vocab_size {
+        let message = format!(
+            "{}: the tokenizer has {tokens} tokens, the model only rows for {vocab_size}",
+            dir.display()
+        );
+        let hint =
+            "a new model can have a larger vocab_size; one that is continued keeps its tokens";
+        return Err((message, hint.to_owned()));
+    }
+    Ok(())
 }
 
 /// What the model in a folder was last trained to predict.

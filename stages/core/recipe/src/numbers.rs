@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use crate::arithmetic::{final_learning_rate, frozen_bytes, model_bytes, weight_bytes};
 use crate::plan::{
-    Dtype, Duration, Execution, LabelPlan, LoraPlan, Plan, PretrainPlan, Quantization, Source,
-    StagePlan, Task, TrainPlan,
+    Dtype, Duration, Execution, LabelPlan, LoraPlan, Objective, Plan, PretrainPlan, Quantization,
+    Source, StagePlan, Task, TrainPlan,
 };
 use crate::ppo_numbers::ppo;
 use crate::shape::ModelShape;
@@ -29,7 +29,7 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
                 quantize: task.quantize,
                 execution,
             };
-            training(&cost, &task.train, task.context, 1)
+            training(&cost, &task.train, (task.context, 1), 0)
         }
         Task::Label(task) => label(task, execution),
         Task::Reward(task) => {
@@ -40,12 +40,8 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
                 quantize: task.quantize,
                 execution,
             };
-            training(
-                &cost,
-                &task.train,
-                task.context,
-                responses(plan, &task.data),
-            )
+            let rows = responses(plan, &task.data);
+            training(&cost, &task.train, (task.context, rows), 0)
         }
         Task::Ppo(task) => ppo(task, execution),
     };
@@ -90,11 +86,24 @@ fn pretrain(task: &PretrainPlan, execution: &Execution) -> Numbers {
         execution,
     };
     let longest = task.objective.longest_row(task.context);
-    training(&cost, &task.train, longest, 1)
+    let mask = match task.objective {
+        Objective::Causal | Objective::Masked => 0,
+        // Who sees whom differs from row to row.
+        Objective::Infill => {
+            execution.dtype.bytes() * (execution.micro_batch * longest * longest) as u64
+        }
+    };
+    training(&cost, &task.train, (longest, 1), mask)
 }
 
-/// `rows`: sequences in one element of the batch (reward: the responses of a prompt).
-fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> Numbers {
+/// `rows`: sequences of `context` tokens in one element of the batch (reward: the responses of a prompt); `mask`: bytes
+/// of an attention mask, where one must exist.
+fn training(
+    cost: &Cost<'_>,
+    train: &TrainPlan,
+    (context, rows): (usize, usize),
+    mask: u64,
+) -> Numbers {
     let Cost {
         shape,
         head,
@@ -114,7 +123,7 @@ fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> 
         }
         Head::Scalar => (shape.num_parameters_scalar(), 0),
     };
-    let update = shape.activation_bytes(micro_tokens, execution) + logits;
+    let update = shape.activation_bytes(micro_tokens, execution) + logits + mask;
     let mut memory = model_bytes(shape, head, execution.dtype, lora, quantize) + update;
     let mut numbers = vec![entry("parameters", grouped(parameters))];
     if lora.is_some() {
@@ -128,7 +137,10 @@ fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> 
             "tokens per update, at most",
             grouped(tokens_per_update as u64),
         ),
-        entry("FLOPs per update", format!("{flops_per_update:.3e}")),
+        entry(
+            "FLOPs per update, at most",
+            format!("{flops_per_update:.3e}"),
+        ),
     ]);
     match train.duration {
         Duration::Steps(steps) => {
@@ -138,7 +150,7 @@ fn training(cost: &Cost<'_>, train: &TrainPlan, context: usize, rows: usize) -> 
                 grouped((tokens_per_update * steps as f64) as u64),
             ));
             numbers.push(entry(
-                "FLOPs",
+                "FLOPs, at most",
                 format!("{:.3e}", flops_per_update * steps as f64),
             ));
         }
@@ -233,7 +245,8 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
-pub(crate) fn bytes(count: u64) -> String {
+/// `1536` as `1.5 KiB`.
+pub fn bytes(count: u64) -> String {
     let mut value = count as f64;
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;

@@ -37,23 +37,25 @@ pub(crate) fn special_tokens(stages: &[Written<'_>]) -> Vec<String> {
     tokens
 }
 
-/// The objective, which the tokenizer must have special tokens for.
-pub(crate) fn objective(reader: &Reader<'_>, tokenizer: &Source) -> Outcome<Objective> {
+/// The objective, and `shape` as it needs the model; the tokenizer must have its special tokens, and the model rows
+/// for all tokens.
+pub(crate) fn objective(
+    reader: &Reader<'_>,
+    tokenizer: &Source,
+    shape: ModelShape,
+) -> Outcome<(Objective, ModelShape)> {
     let objective = reader.choice("objective", Objective::ALL)?;
-    // A tokenizer that is trained gets them.
+    let shape = fitted(reader, objective, shape)?;
+    // A tokenizer that is trained gets the tokens.
     if let Source::Path { path } | Source::Hub { path, .. } = tokenizer {
-        artefacts::check_objective(path, objective)
+        artefacts::check_objective(path, objective, shape.vocab_size)
             .map_err(|(message, hint)| reader.problem("objective", message, hint))?;
     }
-    Ok(objective)
+    Ok((objective, shape))
 }
 
 /// The model as its objective needs it; refuses parts that could not be computed with it.
-pub(crate) fn fitted(
-    reader: &Reader<'_>,
-    objective: Objective,
-    shape: ModelShape,
-) -> Outcome<ModelShape> {
+fn fitted(reader: &Reader<'_>, objective: Objective, shape: ModelShape) -> Outcome<ModelShape> {
     if objective == Objective::Causal {
         return Ok(shape);
     }
@@ -71,34 +73,13 @@ pub(crate) fn fitted(
             "that tells a token before from one behind, which ALiBi does not",
             "take positions = \"rotary\"",
         ),
-        (Objective::Infill, Positions::Learned { unused, .. }) => {
-            let places = SPAN_PLACES;
-            Ok(ModelShape {
-                positions: Positions::Learned { unused, places },
-                ..shape
-            })
-        }
+        (Objective::Infill, Positions::Learned { .. }) => Ok(shape.with_places(SPAN_PLACES)),
         (Objective::Infill, _) => refuse(
             "with learned positions, to which those within a span are added",
             "take family \"gpt2\", \"gpt1\" or \"opt\"",
         ),
         _ => Ok(shape),
     }
-}
-
-/// The objective of a stage that goes on from `start`.
-pub(crate) fn continued_objective(
-    reader: &Reader<'_>,
-    resolver: &Resolver<'_>,
-    start: &Source,
-) -> Outcome<Objective> {
-    let objective = objective(reader, &resolver.tokenizer_of(start))?;
-    if objective != Objective::Infill {
-        return Ok(objective);
-    }
-    let message = "\"infill\" needs a model that is made anew, with positions within spans";
-    let hint = "give the new model's family and sizes in place of model = \"stage:NAME\"";
-    Err(reader.problem("objective", message, hint))
 }
 
 /// What the model in a folder was last trained to predict: the next token, where its manifest says

@@ -83,6 +83,7 @@ pub struct PretrainPlan {
     /// The model to be made.
     pub model: ModelShape,
     /// What it is to predict.
+    #[serde(default)]
     pub objective: Objective,
     /// Tokens of text per row.
     pub context: usize,

@@ -309,9 +309,15 @@ impl ModelShape {
 
     /// The same without a table for places within spans, which only infilling has a use for.
     #[must_use]
-    pub fn without_places(mut self) -> Self {
+    pub fn without_places(self) -> Self {
+        self.with_places(0)
+    }
+
+    /// The same with such a table of `count` places, where its positions are learned.
+    #[must_use]
+    pub fn with_places(mut self, count: usize) -> Self {
         if let Positions::Learned { places, .. } = &mut self.positions {
-            *places = 0;
+            *places = count;
         }
         self
     }

@@ -5,7 +5,7 @@ use datasets::DatasetKind;
 use crate::lengthen::lengthened;
 use crate::lora::{lora, under_adapters};
 use crate::model_table::{base_shape, fits, model_shape};
-use crate::objective::{continued_objective, fitted, objective};
+use crate::objective::objective;
 use crate::plan::{
     Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, Quantization, RewardPlan,
     Schedule, SftPlan, Source, TrainPlan,
@@ -60,9 +60,8 @@ pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<
         (None, Some(base)) => base.max_positions,
         (None, None) => return Err(reader.missing("context", "write context = tokens per row")),
     };
-    let objective = objective(reader, &tokenizer.source)?;
     let model = model_shape(reader, base.as_ref(), tokenizer.vocab_size, context)?;
-    let model = fitted(reader, objective, model)?;
+    let (objective, model) = objective(reader, &tokenizer.source, model)?;
     fits(reader, "context", context, &model)?;
     Ok(PretrainPlan {
         data,
@@ -79,8 +78,7 @@ pub(crate) fn pretrain(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<
 fn continued(reader: &Reader<'_>, resolver: &Resolver<'_>, data: Source) -> Outcome<PretrainPlan> {
     let start = resolver.source(reader, "model", Wanted::Policy)?;
     let model = lengthened(reader, resolver.shape(reader, "model", &start)?)?;
-    let objective = continued_objective(reader, resolver, &start)?;
-    let model = fitted(reader, objective, model)?;
+    let (objective, model) = objective(reader, &resolver.tokenizer_of(&start), model)?;
     let context = reader
         .count_opt("context", 2)?
         .unwrap_or(model.max_positions);

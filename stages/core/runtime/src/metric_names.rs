@@ -220,6 +220,11 @@ pub const METRICS: &[MetricSpec] = &[
          that a large matrix product in the same format would take for as many",
     ),
     metric(
+        "memory/peak",
+        "bytes",
+        "most memory held since the stage's process began (GPU: by tensors; CPU: by the whole process)",
+    ),
+    metric(
         "data/epoch",
         "epochs",
         "passes over the training data so far",

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use datasets::Tokenizer;
 use model::{Checkpoint, Model};
 use recipe::plan::{Dtype, LoraPlan, Quantization, Source, StagePlan};
+use recipe::shape::{ModelShape, Positions};
 use runtime::files::write_json;
 use runtime::manifest::Manifest;
 use runtime::run_folder::{RunFolder, StageFolder};
@@ -104,13 +105,43 @@ impl StageContext {
         source: &Source,
         quantize: Option<Quantization>,
     ) -> Result<Checkpoint, TrainerError> {
-        let (path, device, kind) = (self.path(source), self.device, self.kind);
-        let loaded = Checkpoint::load_frozen(&path, device, kind, quantize)?;
-        loaded.tokenizer.require_eos()?;
+        let loaded = self.load(source, quantize)?;
         Ok(Checkpoint {
             model: loaded.model.without_places(),
             ..loaded
         })
+    }
+
+    /// The model in the source's folder, to be pretrained on as one of `shape`: with its positions, and with its
+    /// places within spans, if any ([`model::Model::with_places`]).
+    ///
+    /// # Errors
+    /// As [`Self::load_checkpoint`].
+    pub fn load_to_continue(
+        &self,
+        source: &Source,
+        shape: &ModelShape,
+    ) -> Result<Model, TrainerError> {
+        let model = self.load(source, None)?.model;
+        let model = match shape.positions {
+            Positions::Learned {
+                places: places @ 1..,
+                ..
+            } => model.with_places(places, self.seed),
+            _ => model.without_places(),
+        };
+        Ok(model.with_positions(shape))
+    }
+
+    fn load(
+        &self,
+        source: &Source,
+        quantize: Option<Quantization>,
+    ) -> Result<Checkpoint, TrainerError> {
+        let (path, device, kind) = (self.path(source), self.device, self.kind);
+        let loaded = Checkpoint::load_frozen(&path, device, kind, quantize)?;
+        loaded.tokenizer.require_eos()?;
+        Ok(loaded)
     }
 
     /// `model`, whose weights are those of `source`, with new adapters where the plan has some. `purpose` is

@@ -23,6 +23,7 @@ pub mod finish;
 mod folder;
 pub mod gradients;
 pub mod language;
+pub mod memory;
 pub mod persist;
 pub mod pretrain_text;
 pub mod progress;

@@ -2,9 +2,11 @@
 
 use runtime::events::{Event, emit, emit_progress};
 use runtime::metrics::{Metrics, MetricsWriter};
-use runtime::run_folder::StageFolder;
+use tch::Device;
 
+use crate::context::StageContext;
 use crate::error::TrainerError;
+use crate::memory::peak_bytes;
 
 /// Logs the steps of one stage.
 #[derive(Debug)]
@@ -12,39 +14,41 @@ pub struct Progress {
     writer: MetricsWriter,
     stage: String,
     steps: u64,
+    device: Device,
 }
 
 impl Progress {
-    /// Appends to the metrics of `folder`, and says that the stage begins, or continues, after `step`
-    /// of `steps` updates.
+    /// Appends to the metrics of the stage, and says that it begins, or continues, after `step` of `steps`
+    /// updates.
     ///
     /// # Errors
     /// Where the file cannot be opened.
-    pub fn open(
-        folder: &StageFolder,
-        stage: &str,
-        (step, steps): (u64, u64),
-    ) -> Result<Self, TrainerError> {
-        let writer = MetricsWriter::append(&folder.metrics_path())?;
+    pub fn open(ctx: &StageContext, (step, steps): (u64, u64)) -> Result<Self, TrainerError> {
+        let writer = MetricsWriter::append(&ctx.stage.metrics_path())?;
+        let stage = ctx.plan.name.clone();
         emit(&Event::Started {
-            stage: stage.to_owned(),
+            stage: stage.clone(),
             step,
             steps,
         });
         Ok(Self {
             writer,
-            stage: stage.to_owned(),
+            stage,
             steps,
+            device: ctx.device,
         })
     }
 
-    /// Logs what was measured in `step`, and shows it (at most ten times a second).
+    /// Logs what was measured in `step` with the memory held so far, and shows it (at most ten times a second).
     ///
     /// # Errors
     /// Where the line cannot be written.
-    pub fn step(&mut self, step: u64, metrics: &Metrics) -> Result<(), TrainerError> {
-        self.record(step, metrics)?;
-        emit_progress(&self.stage, step, self.steps, metrics);
+    pub fn step(&mut self, step: u64, mut metrics: Metrics) -> Result<(), TrainerError> {
+        if let Some(bytes) = peak_bytes(self.device)? {
+            metrics.insert("memory/peak", bytes as f64);
+        }
+        self.record(step, &metrics)?;
+        emit_progress(&self.stage, step, self.steps, &metrics);
         Ok(())
     }
 

@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
             step: 0,
             best: None,
         });
-        let log = Progress::open(&ctx.stage, &ctx.plan.name, (state.step, steps))?;
+        let log = Progress::open(ctx, (state.step, steps))?;
         let peak = Peak::measure(ctx.device, ctx.kind);
         Ok(Self {
             ctx,
@@ -185,7 +185,7 @@ impl<'a> Session<'a> {
         let context = tokens / rows.max(1);
         let flops = tokens as f64 * self.model.training_flops_per_token(context);
         metrics.insert("mfu", self.peak.utilisation(flops, seconds));
-        self.log.step(self.step, &metrics)?;
+        self.log.step(self.step, metrics)?;
         self.interrupted = runtime::interrupt::requested() && self.step < self.steps;
         let due = self.step.is_multiple_of(self.ctx.plan.execution.save_every);
         let is_best = self.best.is_some_and(|best| best.step == self.step);

@@ -68,12 +68,73 @@ fn a_tokenizer_without_the_tokens_is_refused_by_name() {
         "--set stages.pretrain.objective=masked: stages.pretrain.objective: DIR/words: objective = \
          \"masked\" needs a special token for what is hidden (<|mask|>, [MASK], <mask>), which the \
          tokenizer does not have\n  hint: a tokenizer that is trained gets it ([tokenizer] kind = \
-         \"bpe\"); to another one's tokenizer.json, add it as a special token"
+         \"bpe\"); in another one's tokenizer.json it stands among added_tokens with \"special\": true"
     );
     let tokens = ["[MASK]".to_owned()];
     let with = datasets::Tokenizer::train_with(texts(), 275, &tokens).expect("trained");
     with.save(&dir).expect("saved");
     project.load(&[MASKED]).expect("a plan");
+    let json = std::fs::read_to_string(dir.join("tokenizer.json")).expect("read");
+    let mut json: Value = serde_json::from_str(&json).expect("JSON");
+    let added = json["added_tokens"].as_array_mut().expect("added tokens");
+    let mask = added.iter_mut().find(|token| token["content"] == "[MASK]");
+    mask.expect("the token")["special"] = false.into();
+    std::fs::write(dir.join("tokenizer.json"), json.to_string()).expect("written");
+    let refusal = project.refusal(&[MASKED]);
+    assert!(
+        refusal.contains("and the tokenizer's \"[MASK]\" is not special"),
+        "{refusal}"
+    );
+}
+
+/// A plan that was written before there were objectives.
+#[test]
+fn a_plan_without_an_objective_is_of_the_usual_one() {
+    let plan = base_with(&[]);
+    let text = plan.to_toml().expect("TOML");
+    let older: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("objective = "))
+        .collect();
+    assert_eq!(older.len() + 1, text.lines().count(), "{text}");
+    assert_eq!(Plan::from_toml(&older.join("\n")).expect("a plan"), plan);
+}
+
+#[test]
+fn a_model_is_not_continued_with_more_tokens_than_it_has() {
+    let project = Project::new(&BASE.replace(
+        "[stages.sft]",
+        "[stages.more]\nkind = \"pretrain\"\nmodel = \"path:old\"\ndata = \"stage:corpus\"\nsteps = 1\n\n[stages.sft]",
+    ));
+    let dir = project.dir.path().join("old");
+    std::fs::create_dir(&dir).expect("a folder");
+    let texts = (0..50).map(|index| format!("some text number {index} to learn from, again"));
+    let tokenizer = datasets::Tokenizer::train(texts, 275).expect("trained");
+    tokenizer.save(&dir).expect("saved");
+    let shape = |vocab_size| {
+        Family::Gpt2.shape(&Sizes {
+            vocab_size,
+            max_positions: 64,
+            layers: 2,
+            width: 64,
+            heads: 4,
+        })
+    };
+    for (rows, fits) in [(275, true), (274, false)] {
+        let config = Value::Object(shape(rows).to_hf()).to_string();
+        std::fs::write(dir.join("config.json"), config).expect("written");
+        std::fs::write(dir.join("model.safetensors"), "").expect("written");
+        match project.load(&[]) {
+            Ok(_) => assert!(fits),
+            Err(error) => assert!(
+                !fits
+                    && error
+                        .to_string()
+                        .contains("has 275 tokens, the model only rows for 274"),
+                "{error}"
+            ),
+        }
+    }
 }
 
 /// Every family either is refused by name, or its config.json says the whole model.
@@ -197,7 +258,7 @@ fn continued() -> Project {
 }
 
 #[test]
-fn a_model_is_continued_with_masked_tokens_but_not_with_infilling() {
+fn a_model_is_continued_with_any_objective() {
     let objective = ("stages.more.objective", "masked");
     let plan = continued().load(&[objective]).expect("a plan");
     assert_eq!(special_tokens(&plan), ["<|mask|>"]);
@@ -206,14 +267,16 @@ fn a_model_is_continued_with_masked_tokens_but_not_with_infilling() {
         panic!("no pretraining");
     };
     assert_eq!(more.objective, Objective::Masked);
-    let refusal = continued().refusal(&[("stages.more.objective", "infill"), GPT2]);
-    assert!(
-        refusal.contains(
-            "stages.more.objective: \"infill\" needs a model that is made anew, with positions \
-             within spans\n  hint: give the new model's family"
-        ),
-        "{refusal}"
-    );
+    for first in [GPT2, INFILL] {
+        let infill = [("stages.more.objective", "infill"), GPT2, first];
+        let plan = continued().load(&infill).expect("a plan");
+        let more = plan.stage("more").and_then(|stage| stage.model_shape());
+        let positions = more.map(|shape| shape.positions);
+        assert!(
+            matches!(positions, Some(Positions::Learned { places: 40, .. })),
+            "{positions:?}"
+        );
+    }
     // What goes on with next tokens continues texts again.
     let settings = [MASKED, ("stages.ppo.model", "stage:more")];
     continued().load(&settings).expect("a plan");
