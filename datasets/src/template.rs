@@ -28,6 +28,9 @@ const NAME: &str = "chat_template";
 /// but for lists: minijinja charges nothing for `list + list`, and for a printed list when it is written.
 const FUEL: u64 = 2_000_000;
 
+/// Operators before one operand.
+const MAX_DEPTH: usize = 500;
+
 /// The filter that `{% generation %}` becomes, and the variable that holds its [`Marks`]' number.
 const MARK: &str = "mark_generation";
 
@@ -63,6 +66,7 @@ impl ChatTemplate {
         let compile_error = |source| TokenizerError::Template {
             source: Box::new(source),
         };
+        check_depth(source).map_err(compile_error)?;
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -223,6 +227,23 @@ fn with_marking_filters(source: &str) -> (String, bool) {
     }
     out.push_str(rest);
     (out, has_tags)
+}
+
+/// Refuses a row of operators before one operand that is longer than the parser's stack allows: minijinja bounds all
+/// other depths itself.
+fn check_depth(source: &str) -> Result<(), Error> {
+    let mut depth = 0;
+    let mut rest = source.trim_start();
+    while let Some(first) = rest.chars().next() {
+        let operator = rest.strip_prefix("not").or_else(|| rest.strip_prefix('-'));
+        depth = if operator.is_some() { depth + 1 } else { 0 };
+        if depth > MAX_DEPTH {
+            let message = format!("more than {MAX_DEPTH} of `not` or `-` in a row");
+            return Err(Error::new(ErrorKind::SyntaxError, message));
+        }
+        rest = operator.unwrap_or(&rest[first.len_utf8()..]).trim_start();
+    }
+    Ok(())
 }
 
 /// Takes a tag apart, from behind its `{%` on: white space control, name, white space control, and what

@@ -120,6 +120,17 @@ fn generation_tags_give_the_mask_that_transformers_gives() {
 }
 
 #[test]
+fn a_template_too_deep_for_the_parser_is_refused() {
+    for operator in ["not ", "not\n", "-", "- "] {
+        let template = |count: usize| format!("{{{{ {}1 }}}}", operator.repeat(count));
+        compile(&golden(), &template(490));
+        let error = ChatTemplate::new(&template(100_000), BTreeMap::new());
+        let text = error.expect_err("refused").to_string();
+        assert!(text.contains("more than 500 of"), "{text}");
+    }
+}
+
+#[test]
 fn a_template_that_does_not_end_is_stopped_and_says_so() {
     let messages = [Message::new("user", "hello")];
     let loops =

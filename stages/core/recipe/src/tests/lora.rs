@@ -397,4 +397,11 @@ fn a_7b_ppo_on_one_backbone_fits_a_card_of_80_gb() {
     let plan = base_with(&[&seven[..], &few_bits].concat());
     let merged = "merged weights at the end, in the host's memory";
     assert_eq!(number(&plan, "ppo", merged), "12.1 GiB");
+    // A value model on whole weights has 12 GiB of them for 4 of codes, and is merged beside them at the end,
+    // which is 12 GiB for less than 1 of a row's update.
+    let codes = [("stages.ppo.lora", "{}"), ("stages.ppo.quantize", "int4")];
+    let codes = [&codes[..], &one].concat();
+    let whole = ("stages.ppo.reward.0.quantize", "false");
+    let more = memory(&[&codes[..], &[whole]].concat()) - memory(&codes);
+    assert!((18.0..20.5).contains(&more), "{more}");
 }
