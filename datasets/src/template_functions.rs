@@ -12,6 +12,12 @@ pub(crate) fn add_functions(environment: &mut Environment<'static>) {
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", python_string);
+    environment.add_test("iterable", is_iterable);
+}
+
+/// Python's notion of it: `None` is not iterable, an undefined value is.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
 }
 
 /// Python's `str(value)`, as far as templates print values.

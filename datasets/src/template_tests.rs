@@ -119,6 +119,18 @@ fn generation_tags_give_the_mask_that_transformers_gives() {
     assert!(num_masked > 100, "{num_masked} tokens were masked");
 }
 
+/// As Jinja 3.1.6 prints it.
+#[test]
+fn none_is_not_iterable() {
+    let values = ["none", "x", "'a'", "3", "{}", "[]", "true"];
+    let template: String = values
+        .map(|value| format!("{{{{ {value} is iterable }}}} "))
+        .concat();
+    let rendered = compile(&golden(), &template).render(&[], false);
+    let text = rendered.expect("rendered").text;
+    assert_eq!(text, "False True True False True True False ");
+}
+
 #[test]
 fn a_template_too_deep_for_the_parser_is_refused() {
     for operator in ["not ", "not\n", "-", "- "] {
