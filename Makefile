@@ -15,7 +15,7 @@ CARGO  := cargo
 # $(call need,PROGRAM,HOW TO GET IT)
 need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it with: $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo smollm2 test check pretrain sft reward ppo inspect plan parity dist gpu-check clean
+.PHONY: help setup build demo smollm2 long-context test check pretrain sft reward ppo inspect plan parity dist gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,13 @@ experiments/smollm2/data/model: | build
 smollm2: build experiments/smollm2/data/model ## SmolLM2-135M from a GGUF file (93 MB, fetched once): SFT, reward model and PPO for a few updates
 	$(RLHF) run experiments/smollm2/pipeline.toml $(FLAGS)
 
+long-context: build ## a window that grows from 128 to 512 tokens, and what is found in it (some 40 minutes)
+	$(RLHF) run experiments/long-context/pipeline.toml --run-dir runs/long-context $(FLAGS)
+	for stage in base to-256 to-512; do \
+		echo "$$stage:"; \
+		$(RLHF) eval retrieval --model runs/long-context/$$stage/final --lengths 64,96,128,192,256,384,512,768,1024 --samples 20 > runs/long-context/$$stage.json || exit; \
+	done
+
 test: build ## all tests
 	$(CARGO) test --release --locked --workspace
 
@@ -71,6 +78,7 @@ check: setup ## formatting, lints, docs, then all tests: what CI runs
 
 parity: build ## every family against transformers, live, in an environment of its own (.parity)
 	@[ -e .parity/.ready ] || { $(PYTHON) -m venv .parity && .parity/bin/pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt && touch .parity/.ready; }
+	$(CARGO) build --release --locked --workspace --example gradients
 	.parity/bin/python tests/parity/parity.py $(FAMILIES)
 
 # What the demo's config reads, where it is the one that is run.

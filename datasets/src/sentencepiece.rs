@@ -37,7 +37,10 @@ pub(crate) fn json(
     let bytes = fs::read(&path).map_err(|error| refuse(error.to_string()))?;
     let mut vocabulary = vocabulary(&bytes).map_err(refuse)?;
     if config.contains_key("auto_map") {
-        let reason = format!("the folder's tokenizer is a program of its own{HINT}");
+        let reason = "the folder's tokenizer is a program of its own, which may do more than this file says\n  \
+                      hint: put a tokenizer.json with the same ids beside it: AutoTokenizer (trust_remote_code) saves \
+                      one where the program has a fast form, which ChatGLM2's and 3's have not"
+            .to_owned();
         return Err(refuse(reason));
     }
     if config.get("add_eos_token").and_then(Value::as_bool) == Some(true) {

@@ -122,7 +122,7 @@ fn other_models_are_refused_with_the_way_out() {
         assert!(
             error.contains(told)
                 && error.contains("tokenizer.model")
-                && error.contains("save_pretrained"),
+                && error.contains("tokenizer.json"),
             "{error}"
         );
     }

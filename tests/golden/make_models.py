@@ -119,6 +119,7 @@ def rope(**more):
 
 YARN = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
 DYNAMIC = rope(rope_type="dynamic", factor=2.0)
+LINEAR = rope(rope_type="linear", factor=2.5)
 LLAMA3 = rope(
     rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=32,
@@ -182,6 +183,7 @@ MODELS = {
     "llama_dynamic": (
         "llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=DYNAMIC, max_position_embeddings=5, head_dim=6)
     ),
+    "llama_linear": ("llama", "LlamaForCausalLM", LLAMA | dict(rope_parameters=LINEAR)),
 }
 
 

@@ -4,8 +4,9 @@
     python tests/parity/parity.py [FAMILY...]
 
 For each model, written by transformers (as safetensors or as `pytorch_model.bin`): `rlhf score` gives its log-probabilities (rewards) within 1e-4 in f32,
-`rlhf generate --greedy` its greedy tokens, and the folder that `rlhf model convert` writes opens in transformers
-with the same logits.
+`rlhf generate --greedy` its greedy tokens, the folder that `rlhf model convert` writes opens in transformers
+with the same logits, and a training step's gradients (stages/core/model/examples/gradients.rs) are the same:
+per tensor, ||a-b|| <= 1e-4 x max(||b||, 0.05 x the largest norm).
 
 Adapters, on the first shape of each family: those that peft writes, `rlhf score --adapter` and `rlhf model merge`
 read; those that `rlhf run` trains in two steps, peft reads, with the logits of the merged `final/`.
@@ -31,7 +32,9 @@ transformers.logging.set_verbosity_error()
 
 ROOT = Path(__file__).parents[2]
 RLHF = ROOT / "target/release/rlhf"
+GRADIENTS = ROOT / "target/release/examples/gradients"
 BOUND = 1e-4
+GRADIENT_BOUND, GRADIENT_FLOOR = 1e-4, 0.05
 LENGTHS = [11, 1, 7, 4]
 NEW_TOKENS = 6
 
@@ -261,6 +264,27 @@ def check_adapters(family, folder):
     return gap, problems
 
 
+def gap_of_gradients(model, rows, scalar, there, folder):
+    """The largest difference of a tensor's gradients, in units of its norm."""
+    (folder / "ids.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    subprocess.run([GRADIENTS, there, folder / "ids.jsonl", folder / "grads.safetensors"], check=True)
+    ours = load_file(folder / "grads.safetensors")
+    model.zero_grad()
+    for row in rows:
+        out = model(input_ids=torch.tensor([row])).logits[0]
+        if scalar:
+            out.sum().backward()
+        elif len(row) > 1:
+            (-out.log_softmax(-1)[:-1].gather(-1, torch.tensor(row[1:])[:, None]).sum()).backward()
+    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if model.config.model_type == "gpt_neox" and not scalar:  # stored under another name than it has in memory
+        theirs["embed_out.weight"] = theirs.pop("lm_head.weight")
+    assert ours.keys() == theirs.keys(), f"{ours.keys() ^ theirs.keys()}"
+    largest = max(grad.norm() for grad in theirs.values())
+    gaps = ((ours[name] - grad).norm() / max(grad.norm(), GRADIENT_FLOOR * largest) for name, grad in theirs.items())
+    return max(gaps).item()
+
+
 def check(family, index, scalar, folder):
     prefix, cls, settings = FAMILIES[family]
     shape = SHAPES[index % len(SHAPES)]
@@ -279,6 +303,9 @@ def check(family, index, scalar, folder):
         ours = [line["output_ids"] for line in rlhf("generate", "--model", there, "--data", data, *more)]
         if ours != [greedy(model, row) for row in rows]:
             problems.append("greedy tokens differ")
+    apart = gap_of_gradients(model, rows, scalar, there, folder)
+    if apart > GRADIENT_BOUND:
+        problems.append(f"gradients differ by {apart:.1e}")
     rlhf("model", "convert", "--model", there, "--out", back, "--shard-size", "20KB")
     again = getattr(transformers, cls).from_pretrained(back).eval()
     pairs = zip(model.state_dict().items(), again.state_dict().items(), strict=True)

@@ -236,12 +236,15 @@ impl PeftConfig {
 
     /// What the file says, and which matrices have tensors among those that are `stored`.
     fn plan(&self, model: &Model, stored: &[String]) -> Result<LoraPlan, ModelError> {
-        let rank = self.get("r").as_u64().filter(|rank| *rank > 0);
+        let rank = self
+            .get("r")
+            .as_u64()
+            .filter(|rank| (1..1 << 32).contains(rank));
         let alpha = self.get("lora_alpha").as_f64().filter(|alpha| *alpha > 0.0);
         let (Some(r), Some(alpha)) = (rank, alpha) else {
             let (r, alpha) = (self.get("r"), self.get("lora_alpha"));
             return Err(self.refuse(
-                format!("r is {r} and lora_alpha {alpha}, both must be numbers above 0"),
+                format!("r is {r} and lora_alpha {alpha}: r must lie between 1 and 2^32, lora_alpha above 0"),
                 "copy or download the folder again",
             ));
         };

@@ -7,6 +7,7 @@ use std::path::Path;
 use datasets::Tokenizer;
 use model::{Head, Model, write_folder};
 use recipe::families::Sizes;
+use recipe::lora::LoraPlan;
 use recipe::shape::Family;
 use runtime::seeds::uniform;
 use serde_json::{Value, json};
@@ -270,5 +271,46 @@ fn offsets_and_shapes_beyond_the_machine_are_refused() {
         let error = load(dir.path()).expect_err("refused");
         let told = error.contains("model.safetensors") && error.contains("hint");
         assert!(told, "{shape} {offsets}: {error}");
+    }
+}
+
+#[test]
+fn no_damage_to_an_adapter_brings_the_reader_down() {
+    let base = model(Family::Llama);
+    let plan = LoraPlan {
+        r: 2,
+        alpha: 4.0,
+        dropout: 0.0,
+        rslora: false,
+        target_modules: vec!["mlp.down_proj".to_owned(), "self_attn.q_proj".to_owned()],
+    };
+    let dir = tempfile::tempdir().expect("folder");
+    let adapted = model(Family::Llama).with_new_adapter(&plan, "base", 1);
+    adapted.save_adapter(dir.path()).expect("saved");
+    base.with_adapter(dir.path()).expect("it is whole");
+    let mut dice = Dice { seed: 41, drawn: 0 };
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let path = dir.path().join(name);
+        let good = fs::read(&path).expect("read");
+        let header = good
+            .iter()
+            .rposition(|byte| *byte == b'}')
+            .map_or(good.len(), |at| at + 1);
+        let mut num_refused = 0;
+        for _ in 0..500 {
+            let bytes = [dice.damaged(&good[..header]), good[header..].to_vec()].concat();
+            fs::write(&path, bytes).expect("write");
+            num_refused += usize::from(base.with_adapter(dir.path()).is_err());
+        }
+        assert!(num_refused > 150, "{name}: {num_refused} refused");
+        fs::write(&path, good).expect("write");
+    }
+    // Ranks beyond any matrix ask for no memory.
+    let path = dir.path().join("adapter_config.json");
+    let mut config = read(&path);
+    for rank in [3, 9, 1 << 40, u64::MAX] {
+        config["r"] = rank.into();
+        fs::write(&path, config.to_string()).expect("write");
+        base.with_adapter(dir.path()).expect_err("refused");
     }
 }

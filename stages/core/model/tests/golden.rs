@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamWStep, fused_adamw};
 
 /// As in the table `MODELS` of the program.
-const NAMES: [&str; 32] = [
+const NAMES: [&str; 33] = [
     "gpt1",
     "gpt1_scalar",
     "gpt2_tied",
@@ -44,6 +44,7 @@ const NAMES: [&str; 32] = [
     "glm",
     "glm_scalar",
     "llama_dynamic",
+    "llama_linear",
 ];
 const PLAIN: RecordOptions = RecordOptions {
     checkpointing: false,
@@ -233,4 +234,26 @@ fn cached_decoding_beyond_the_trained_length_agrees_with_transformers() {
         let worst = gap.max().double_value(&[]);
         assert!(worst <= 1e-9, "token {position}: {worst:e}");
     }
+}
+
+#[test]
+fn no_golden_model_is_left_out() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../tests/golden");
+    let files = std::fs::read_dir(folder).expect("a folder");
+    let names = files.map(|file| {
+        file.expect("a file")
+            .file_name()
+            .to_string_lossy()
+            .into_owned()
+    });
+    let mut stored: Vec<String> = names
+        .filter_map(|name| {
+            let name = name.strip_prefix("model_")?.strip_suffix(".safetensors")?;
+            Some(name.to_owned())
+        })
+        .collect();
+    stored.sort();
+    let mut compared = NAMES.to_vec();
+    compared.sort_unstable();
+    assert_eq!(stored, compared);
 }

@@ -64,6 +64,7 @@ fn what_a_pickle_names_beside_tensors_is_refused_by_name() {
             b"\x80\x02ctorch._utils\n_import_dotted_name\n.",
             "torch._utils._import_dotted_name",
         ),
+        (b"\x80\x02(ios\nsystem\n.", "os.system"),
         (
             b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93.",
             "builtins.eval",

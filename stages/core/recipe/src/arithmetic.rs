@@ -5,7 +5,7 @@
 //! a simple model, stated at [`training_bytes`] and its neighbours: it names what is large.
 
 use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan, Quantization};
-use crate::shape::ModelShape;
+use crate::shape::{ModelShape, NormKind};
 use crate::tensors::{Head, TensorSpec, tensors};
 
 /// A loss computes logits a chunk at a time, of at most this size in f32 (less on a CPU).
@@ -103,22 +103,29 @@ impl ModelShape {
     }
 
     /// What a block keeps for its backward pass, numbers per token: the inputs and outputs of its two
-    /// norms, query, key, value, attention's output, and the MLP's intermediate results.
+    /// norms (of `RMSNorm`, which is not one kernel on a CPU, also what it multiplies), query, key, value,
+    /// attention's output, and the MLP's intermediate results.
     fn block_activations(&self) -> u64 {
+        let norms = match self.norm {
+            NormKind::Layer => 4,
+            NormKind::Rms => 6,
+        };
         let mlp = if self.gated { 4 } else { 2 } * self.mlp_width;
-        (4 * self.width + 2 * (self.heads + self.kv_heads) * self.head_dim + mlp) as u64
+        (norms * self.width + 2 * (self.heads + self.kv_heads) * self.head_dim + mlp) as u64
     }
 
     /// Activations of a training pass over `tokens` tokens: those of every block, or with
-    /// checkpointing the blocks' inputs and one block's.
+    /// checkpointing the blocks' inputs and one block's; and the gradients of one block's as they come
+    /// and go, of which at most two lie beside each other.
     pub fn activation_bytes(&self, tokens: usize, execution: &Execution) -> u64 {
         let layers = self.layers as u64;
-        let numbers = if execution.checkpointing {
+        let kept = if execution.checkpointing {
             layers * self.width as u64 + self.block_activations()
         } else {
             layers * self.block_activations()
         };
-        numbers * tokens as u64 * execution.dtype.bytes()
+        let gradients = 2 * (self.width + self.mlp_width) as u64;
+        (kept + gradients) * tokens as u64 * execution.dtype.bytes()
     }
 
     /// Logits of `tokens` tokens and their gradient, in f32 at least; of one chunk of them

@@ -91,6 +91,11 @@ impl Machine<'_> {
             }
             0x80 => drop(self.byte()?),
             0x95 => drop(self.take(8)?),
+            // INST: a class and its call in one.
+            b'i' => {
+                let name = format!("{}.{}", self.line()?, self.line()?);
+                return Err(Refusal::Named(name));
+            }
             other => return Err(malformed(format!("opcode {other:#04x} in a pickle"))),
         }
         Ok(())

@@ -21,6 +21,12 @@ pub struct Target {
 }
 
 pub(super) fn read(config: &Config<'_>) -> Result<ModelShape, ShapeError> {
+    // ChatGLM-6B, the first, is another model under the same type.
+    config.only(
+        "position_encoding_2d",
+        &[json!(false)],
+        "false, as from ChatGLM2 on",
+    )?;
     config.only("rmsnorm", &[json!(true)], "true")?;
     config.only("post_layer_norm", &[json!(true)], "true")?;
     config.only("add_bias_linear", &[json!(false)], "false")?;

@@ -7,6 +7,7 @@ mod hub;
 mod keys;
 mod long_context;
 mod lora;
+mod memory;
 mod objectives;
 mod plans;
 mod presets;

@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
+use super::base_with;
 use crate::families::Sizes;
 use crate::plan::{Dtype, Execution, Quantization};
 use crate::shape::{Family, ModelShape};
 use crate::tensors::Head;
-use crate::{arithmetic, sizes};
+use crate::{arithmetic, sizes, stage_numbers};
 
 pub(super) fn named(name: &str) -> ModelShape {
     sizes::named(name).unwrap_or_else(|| panic!("no size {name}"))
@@ -62,7 +63,7 @@ fn parameters_are_the_published_ones() {
     }
 }
 
-/// GPT-3's table 2.1 and OPT's names count in billions, without the embeddings' share being stated.
+/// GPT-3's table D.1 and OPT's names count in billions, without the embeddings' share being stated.
 #[test]
 fn parameters_of_the_largest_are_near_the_papers() {
     for (name, billions) in [
@@ -200,6 +201,26 @@ fn every_size_is_consistent_and_survives_its_config() {
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         let config = Value::Object(shape.to_hf());
         assert_eq!(ModelShape::from_hf(&config), Ok(shape), "{name}: {config}");
+    }
+}
+
+/// Also those that fit on no machine here.
+#[test]
+fn every_size_has_a_plan() {
+    let names = sizes::names();
+    assert!(names.len() > 50, "{} sizes", names.len());
+    for name in names {
+        let model = format!("{{ size = \"{name}\" }}");
+        let short = ("stages.pretrain.context", "32");
+        let plan = base_with(&[("stages.pretrain.model", &model), short]);
+        let numbers = stage_numbers(&plan, plan.stage("pretrain").expect("pretrain"));
+        let memory = numbers
+            .iter()
+            .find(|(key, _)| key == "peak memory, predicted");
+        assert!(
+            memory.is_some_and(|(_, bytes)| !bytes.starts_with("0.0")),
+            "{name}"
+        );
     }
 }
 
