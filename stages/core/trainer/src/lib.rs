@@ -10,7 +10,7 @@
 //! tokens, no choice of batches, no loop. A stage owns its loop and calls what is here. Nothing here draws
 //! a random number.
 //!
-//! Reading order: [`schedule`], [`gradients`], [`adamw`], [`stepper`] (one update), [`token_loss`] (one
+//! Reading order: [`schedule`], [`gradients`], [`adamw`], [`stepper`] (one update), [`mod@token_loss`] (one
 //! micro-batch) and [`language`] (many), [`pretrain_text`], [`ema`], [`snapshot`] and [`retention`], [`mod@finish`], then
 //! what ties a stage to its run folder: [`context`], [`persist`], [`progress`], [`utilisation`], and
 //! [`session`] for the supervised stages.
