@@ -60,10 +60,10 @@ pub fn run(args: &RetrievalArgs) -> Outcome {
     match failed {
         None => Ok(()),
         Some(failed) => Err(Failure::Run(anyhow!(
-            "of the numbers in {} tokens {} are found, less than --at-least {least}\n  \
-             hint: lengthen the model with a stage that continues it: rope = {{ scaling = \"linear\", factor = 4 }}",
+            "of the numbers in {} tokens {:.1} % are found, less than --at-least {least}\n  \
+             hint: lengthen the model with a stage that continues it: rope = {{ scaling = \"yarn\", factor = 2 }}",
             failed.length,
-            failed.accuracy
+            100.0 * failed.accuracy
         ))),
     }
 }
