@@ -123,8 +123,8 @@ pub(crate) fn read_weights(
             expected: spec.dims,
         });
     }
-    for (path, name, repeat, tensor) in &folder.repeated {
-        repeat.check(path, name, tensor, shape, &folder.params)?;
+    for repeated in &folder.repeated {
+        repeated.check(shape, storage, &folder.params)?;
     }
     Ok(Parameters {
         quantized: storage.quantize.map(|_| Quantized {
@@ -182,7 +182,7 @@ struct Folder<'a> {
     /// What is quantised.
     matrices: BTreeMap<String, QuantizedMatrix>,
     repeats: BTreeMap<String, Repeat>,
-    repeated: Vec<(PathBuf, String, Repeat, Tensor)>,
+    repeated: Vec<Repeated>,
 }
 
 impl Folder<'_> {
@@ -217,8 +217,14 @@ impl Folder<'_> {
                 reader.read_rows(stored, rows, kind, self.storage.device)
             };
             if let Some(repeat) = self.repeats.get(&name) {
-                let of_repeat = (path.into(), name, *repeat, read(self.storage.kind)?);
-                self.repeated.push(of_repeat);
+                reader.float_kind(stored)?;
+                self.repeated.push(Repeated {
+                    path: path.into(),
+                    stored: stored.to_owned(),
+                    name,
+                    dims: found.to_vec(),
+                    repeat: *repeat,
+                });
                 continue;
             }
             let spec = self.expected.remove(&name).ok_or_else(extra)?;
@@ -281,6 +287,9 @@ fn is_buffer(name: &str, shape: &ModelShape) -> bool {
     buffers.iter().any(|end| name.ends_with(end))
 }
 
+/// Rows of a stored tensor that are compared at once.
+const COMPARED_ROWS: i64 = 4096;
+
 /// What a stored tensor repeats.
 #[derive(Debug, Clone, Copy)]
 enum Repeat {
@@ -308,24 +317,53 @@ fn repeats(source: Source<'_>, shape: &ModelShape, head: Head) -> BTreeMap<Strin
     repeats
 }
 
-impl Repeat {
-    /// Refuses a tensor that is another than what it should repeat.
+/// A stored tensor that repeats something. It is compared once all else is read, and is never kept.
+#[derive(Debug)]
+struct Repeated {
+    path: PathBuf,
+    stored: String,
+    name: String,
+    dims: Vec<i64>,
+    repeat: Repeat,
+}
+
+impl Repeated {
+    /// Whether it is `tensor`, number for number, a block of rows at a time.
+    fn equals(&self, reader: &Reader, tensor: &Tensor) -> Result<bool, ModelError> {
+        if self.dims != tensor.size() {
+            return Ok(false);
+        }
+        let all = self.dims.first().copied().unwrap_or(0);
+        let (kind, device) = (tensor.kind(), tensor.device());
+        for first in (0..all).step_by(COMPARED_ROWS as usize) {
+            let rows = COMPARED_ROWS.min(all - first);
+            let block = reader.read_rows(&self.stored, (first, rows), kind, device)?;
+            if !block.equal(&tensor.narrow(0, first, rows)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Refuses one that is another than what it should repeat.
     fn check(
-        self,
-        path: &Path,
-        name: &str,
-        tensor: &Tensor,
+        &self,
         shape: &ModelShape,
+        storage: Storage,
         params: &BTreeMap<String, Tensor>,
     ) -> Result<(), ModelError> {
+        let (path, name) = (&self.path, &self.name);
+        let reader = Reader::open(path)?;
+        let whole = || reader.read(&self.stored, storage.kind, storage.device);
         let embedding = format!("{}.weight", shape.names().embedding);
-        let (same, reason, hint) = match self {
-            Self::Embedding => (
-                tensor.size() == params[&embedding].size() && tensor.equal(&params[&embedding]),
+        let (same, reason, hint) = match self.repeat {
+            Repeat::Embedding => (
+                self.equals(&reader, &params[&embedding])?,
                 format!("`{name}` differs from `{embedding}`, though config.json ties them"),
                 "set `tie_word_embeddings` to false in config.json if they are meant to differ",
             ),
-            Self::Sinusoidal => {
+            Repeat::Sinusoidal => {
+                let tensor = whole()?;
                 let table_td = sinusoidal(shape.max_positions, shape.width);
                 // Half-precision files hold rounded numbers.
                 let stored_td = || tensor.to_device(Device::Cpu).to_kind(Kind::Double);
@@ -338,7 +376,8 @@ impl Repeat {
                     "remove `position_embedding_type` from config.json if the positions are learned",
                 )
             }
-            Self::Divisors => {
+            Repeat::Divisors => {
+                let tensor = whole()?;
                 let divisors_f = shape.rotary().map(divisors);
                 let stored_f = tensor.to_device(Device::Cpu).to_kind(Kind::Double);
                 let near = |of: &Tensor| {

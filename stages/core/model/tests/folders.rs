@@ -124,6 +124,58 @@ fn the_stored_type_rounds_no_weight() {
     assert_eq!(stored_kind(&[(first, Kind::Double)]), Kind::Double);
 }
 
+#[test]
+fn half_precision_stays_what_it_is() {
+    let dir = tempfile::tempdir().expect("folder");
+    let original = model(Family::Llama, Head::Token, Kind::Half);
+    original.save(dir.path()).expect("save");
+    assert_eq!(Model::stored_kind(dir.path()).expect("floats"), Kind::Half);
+    let read = Model::load(dir.path(), Device::Cpu, Kind::Half).expect("load");
+    for (name, tensor) in original.params() {
+        let found = &read.params()[name];
+        assert!(found.kind() == Kind::Half && found.equal(tensor), "{name}");
+    }
+}
+
+/// More rows than are compared at once.
+#[test]
+fn a_tied_head_that_is_stored_must_be_the_embedding() {
+    let shape = Family::Gpt2.shape(&Sizes {
+        vocab_size: 9000,
+        max_positions: 16,
+        layers: 1,
+        width: 8,
+        heads: 2,
+    });
+    let dir = tempfile::tempdir().expect("folder");
+    let original = Model::init(&shape, Head::Token, 3, Device::Cpu, Kind::Float);
+    original.save(dir.path()).expect("save");
+    let file = dir.path().join("model.safetensors");
+    let plain = weights::read(&file).expect("read");
+    let embedding = &plain["transformer.wte.weight"];
+    let with_head = |head: Tensor| {
+        let mut tensors: BTreeMap<String, Tensor> = plain
+            .iter()
+            .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+            .collect();
+        tensors.insert("lm_head.weight".to_owned(), head);
+        weights::write(&file, &tensors).expect("write");
+        Model::load(dir.path(), Device::Cpu, Kind::Float).map_err(|error| error.to_string())
+    };
+    let read = with_head(embedding.copy()).expect("the same numbers");
+    assert!(!read.params().contains_key("lm_head.weight"));
+    let other = embedding.copy();
+    let _ = other.narrow(0, 8999, 1).fill_(1.0);
+    let short = embedding.narrow(0, 0, 8999).copy();
+    for head in [other, short] {
+        let error = with_head(head).expect_err("refused");
+        assert!(
+            error.contains("`lm_head.weight` differs from `transformer.wte.weight`"),
+            "{error}"
+        );
+    }
+}
+
 /// GPT-2's tokenizer has no token but words and EOS: a classifier that took a word for padding would read its
 /// score before it.
 #[test]
