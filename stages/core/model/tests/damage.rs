@@ -44,6 +44,24 @@ impl Dice {
         (uniform(self.seed, "damage", 0, self.drawn) * bound as f64) as usize
     }
 
+    /// Of `rounds` damages to a file's JSON how many are refused. The file is whole again afterwards.
+    fn refusals(&mut self, path: &Path, rounds: usize, is_refused: impl Fn() -> bool) -> usize {
+        let good = fs::read(path).expect("read");
+        // Damage to numbers is no damage to a file: a header ends at its last bracket.
+        let header = good
+            .iter()
+            .rposition(|byte| *byte == b'}')
+            .map_or(good.len(), |at| at + 1);
+        let mut num_refused = 0;
+        for _ in 0..rounds {
+            let bytes = [self.damaged(&good[..header]), good[header..].to_vec()].concat();
+            fs::write(path, bytes).expect("write");
+            num_refused += usize::from(is_refused());
+        }
+        fs::write(path, good).expect("write");
+        num_refused
+    }
+
     /// One to three bytes or stretches changed; every fifth time, the end is missing.
     fn damaged(&mut self, good: &[u8]) -> Vec<u8> {
         const WORDS: [&[u8]; 10] = [
@@ -227,20 +245,8 @@ fn no_damage_to_an_index_or_to_a_header_brings_the_reader_down() {
     let shard = shards["model.norm.weight"].as_str().expect("a shard");
     for name in [index, shard] {
         let path = root.path().join(name);
-        let good = fs::read(&path).expect("read");
-        // Damage to numbers is no damage to a file: a header ends at its last bracket.
-        let header = good
-            .iter()
-            .rposition(|byte| *byte == b'}')
-            .map_or(good.len(), |at| at + 1);
-        let mut num_refused = 0;
-        for _ in 0..700 {
-            let bytes = [dice.damaged(&good[..header]), good[header..].to_vec()].concat();
-            fs::write(&path, bytes).expect("write");
-            num_refused += usize::from(load(root.path()).is_err());
-        }
+        let num_refused = dice.refusals(&path, 700, || load(root.path()).is_err());
         assert!(num_refused > 400, "{name}: {num_refused} refused");
-        fs::write(&path, good).expect("write");
     }
     load(root.path()).expect("it is whole again");
 }
@@ -291,19 +297,8 @@ fn no_damage_to_an_adapter_brings_the_reader_down() {
     let mut dice = Dice { seed: 41, drawn: 0 };
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         let path = dir.path().join(name);
-        let good = fs::read(&path).expect("read");
-        let header = good
-            .iter()
-            .rposition(|byte| *byte == b'}')
-            .map_or(good.len(), |at| at + 1);
-        let mut num_refused = 0;
-        for _ in 0..500 {
-            let bytes = [dice.damaged(&good[..header]), good[header..].to_vec()].concat();
-            fs::write(&path, bytes).expect("write");
-            num_refused += usize::from(base.with_adapter(dir.path()).is_err());
-        }
+        let num_refused = dice.refusals(&path, 500, || base.with_adapter(dir.path()).is_err());
         assert!(num_refused > 150, "{name}: {num_refused} refused");
-        fs::write(&path, good).expect("write");
     }
     // Ranks beyond any matrix ask for no memory.
     let path = dir.path().join("adapter_config.json");

@@ -7,7 +7,7 @@ use tch::Device;
 use crate::error::TrainerError;
 
 /// Bytes held at most since the process began: on a GPU by tensors; on the CPU by the process as a whole, some
-/// 0.3 GiB of libtorch's own among them. `None` where the system does not say (it does on Linux).
+/// 0.45 GiB of libtorch's own among them. `None` where the system does not say (it does on Linux).
 ///
 /// # Errors
 /// CUDA's.
