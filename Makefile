@@ -15,7 +15,7 @@ CARGO  := cargo
 # $(call need,PROGRAM,HOW TO GET IT)
 need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it with: $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo smollm2 long-context test check pretrain sft reward ppo inspect plan parity dist gpu-check clean
+.PHONY: help setup build demo smollm2 long-context test check pretrain sft reward ppo inspect plan parity bench bench-parts dist gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,6 +80,20 @@ parity: build ## every family against transformers, live, in an environment of i
 	@[ -e .parity/.ready ] || { $(PYTHON) -m venv .parity && .parity/bin/pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt && touch .parity/.ready; }
 	$(CARGO) build --release --locked --workspace --example gradients
 	.parity/bin/python tests/parity/parity.py $(FAMILIES)
+
+# The other side of the benchmarks. Where it cannot be had, ours runs alone, and says so.
+.peers/.ready: experiments/benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .peers
+	.peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	.peers/bin/pip install --quiet --disable-pip-version-check --no-deps --target .peers/trl_old trl==0.29.1
+	@touch $@
+
+bench: build ## this machine's speed beside PyTorch, transformers and TRL (some 20 minutes, and 5 GB for their environment)
+	@$(MAKE) --no-print-directory .peers/.ready || echo "make: the other side cannot be installed; measuring ours alone" >&2
+	$(RLHF) bench $$([ -e .peers/.ready ] && echo --peers .peers) --out experiments/benchmarks/results $(FLAGS)
+
+bench-parts: setup ## the hot parts one by one (tokenise, pack, sample, GAE, optimizer, checkpoint), by criterion
+	$(CARGO) bench --locked --workspace --bench hot
 
 # What the demo's config reads, where it is the one that is run.
 config_data = $(if $(filter experiments/demo/%,$(CONFIG)),experiments/demo/data/dataset.json)

@@ -20,6 +20,7 @@ mod lora;
 mod model_files;
 mod objectives;
 mod own_tokenizer;
+mod plain;
 mod process;
 mod quantized;
 mod resume;

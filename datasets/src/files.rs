@@ -1,7 +1,7 @@
 //! Reading and writing datasets: Parquet (versioned, validated) and JSON Lines with the same fields.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -63,26 +63,83 @@ pub fn write<R: Row>(path: &Path, rows: &[R]) -> Result<(), DataError> {
             path: path.to_owned(),
         });
     }
-    check(path, 1, rows)?;
-    let properties = writer_properties(R::KIND.file_stem()).build();
-    let arrow = |source| DataError::Arrow {
-        path: path.to_owned(),
-        source,
-    };
-    let encoded: Vec<_> = rows
-        .chunks(BATCH_ROWS)
-        .map(R::encode)
-        .collect::<Result<_, _>>()
-        .map_err(arrow)?;
-    write_whole(path, |file| {
-        let mut writer = ArrowWriter::try_new(file, encoded[0].schema(), Some(properties))
-            .map_err(io::Error::other)?;
-        for batch in &encoded {
-            writer.write(batch).map_err(io::Error::other)?;
+    let mut rows = rows.chunks(BATCH_ROWS).map(|rows| Ok(rows.to_vec()));
+    write_batches(path, &mut rows)
+}
+
+/// The same of rows that come some at a time; how many at a time changes no byte.
+///
+/// # Errors
+/// As [`write`], and what `batches` says.
+pub(crate) fn write_batches<R: Row>(
+    path: &Path,
+    mut batches: impl Iterator<Item = Result<Vec<R>, DataError>>,
+) -> Result<(), DataError> {
+    // `write_whole` knows only I/O errors; an error in the data waits here.
+    let mut failure = None;
+    let written = write_whole(path, |file| {
+        let mut pending: Vec<R> = Vec::new();
+        let mut writer = RowsWriter::<R>::new(path, file)?;
+        let mut write_all = || {
+            for batch in &mut batches {
+                pending.append(&mut batch?);
+                while pending.len() >= BATCH_ROWS {
+                    let rest = pending.split_off(BATCH_ROWS);
+                    writer.push(&std::mem::replace(&mut pending, rest))?;
+                }
+            }
+            writer.push(&pending)
+        };
+        if let Err(error) = write_all() {
+            failure = Some(error);
+            return Err(io::Error::other("the data cannot be written"));
         }
-        writer.close().map(drop).map_err(io::Error::other)
-    })?;
-    Ok(())
+        writer.writer.close().map(drop).map_err(io::Error::other)
+    });
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(written?),
+    }
+}
+
+/// Rows of a row group at most: a reader holds no more of a text dataset than this.
+const GROUP_ROWS: usize = 1 << 16;
+
+struct RowsWriter<'a, R> {
+    path: &'a Path,
+    writer: ArrowWriter<&'a mut BufWriter<File>>,
+    num_rows: usize,
+    rows: std::marker::PhantomData<fn() -> R>,
+}
+
+impl<'a, R: Row> RowsWriter<'a, R> {
+    fn new(path: &'a Path, file: &'a mut BufWriter<File>) -> io::Result<Self> {
+        let properties = writer_properties(R::KIND.file_stem())
+            .set_max_row_group_row_count(Some(GROUP_ROWS))
+            .build();
+        let schema = R::encode(&[]).map_err(io::Error::other)?.schema();
+        let writer = ArrowWriter::try_new(file, schema, Some(properties));
+        Ok(Self {
+            path,
+            writer: writer.map_err(io::Error::other)?,
+            num_rows: 0,
+            rows: std::marker::PhantomData,
+        })
+    }
+
+    fn push(&mut self, rows: &[R]) -> Result<(), DataError> {
+        check(self.path, self.num_rows + 1, rows)?;
+        self.num_rows += rows.len();
+        let arrow = |source| DataError::Arrow {
+            path: self.path.to_owned(),
+            source,
+        };
+        let batch = R::encode(rows).map_err(arrow)?;
+        self.writer.write(&batch).map_err(|source| DataError::Io {
+            path: self.path.to_owned(),
+            source: io::Error::other(source),
+        })
+    }
 }
 
 /// What every Parquet file of ours has: zstd, and kind and version in the metadata.

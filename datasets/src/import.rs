@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::conversation::Conversation;
 use crate::error::DataError;
-use crate::files::{read, write};
-use crate::foreign::{read_chitchat, read_plain_text};
+use crate::files::{Batches, batches, read, write};
+use crate::foreign::{plain_text_batches, plain_text_bytes, read_chitchat};
 use crate::rows::{Comparison, DatasetKind, Demonstration, Prompt, Row, Text};
+use crate::sorted::write_sorted;
 use crate::split::{
     Split, assert_disjoint, conversation_key, dataset_file, require_rows, split_rows,
 };
@@ -160,10 +161,14 @@ pub fn import(options: &ImportOptions, out_dir: &Path) -> Result<ImportReport, D
             ))?;
         }
         ImportFormat::PlainText => {
-            let texts = read_plain_text(importer.input()?)?;
-            importer.rows(texts)?;
+            let path = importer.input()?;
+            importer.texts(plain_text_batches(path)?, plain_text_bytes(path)?)?;
         }
-        ImportFormat::Jsonl(DatasetKind::Text) => importer.file::<Text>()?,
+        ImportFormat::Jsonl(DatasetKind::Text) => {
+            let path = importer.input()?;
+            let bytes = fs::metadata(path).map_or(0, |metadata| metadata.len());
+            importer.texts(batches(path)?, bytes)?;
+        }
         ImportFormat::Jsonl(DatasetKind::Demonstrations) => importer.file::<Demonstration>()?,
         ImportFormat::Jsonl(DatasetKind::Comparisons) => importer.file::<Comparison>()?,
         ImportFormat::Jsonl(DatasetKind::Prompts) => importer.file::<Prompt>()?,
@@ -245,6 +250,27 @@ impl<'a> Importer<'a> {
         self.rows(rows)
     }
 
+    /// Texts, which need not fit into memory.
+    fn texts(&mut self, texts: Batches<Text>, num_bytes: u64) -> Result<(), DataError> {
+        let how = (self.options.seed, self.options.heldout);
+        let (read, parts) = write_sorted(texts, num_bytes, how, self.out_dir)?;
+        self.report.read = read;
+        for (path, lengths) in parts {
+            self.report_file(&path, &lengths)?;
+        }
+        Ok(())
+    }
+
+    fn report_file(&mut self, path: &Path, lengths: &[usize]) -> Result<(), DataError> {
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        self.report
+            .files
+            .insert(name.unwrap_or_default(), Lengths::of(lengths)?);
+        Ok(())
+    }
+
     fn rows<R: Row>(&mut self, mut rows: Vec<R>) -> Result<(), DataError> {
         self.report.read = rows.len() as u64;
         rows.sort_by_cached_key(|row| conversation_key(row.conversation()));
@@ -289,12 +315,7 @@ impl<'a> Importer<'a> {
             require_rows(&path, split, &part, num_rows)?;
             write(&path, &part)?;
             let lengths: Vec<usize> = part.iter().map(Row::num_bytes).collect();
-            let name = path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned());
-            self.report
-                .files
-                .insert(name.unwrap_or_default(), Lengths::of(&lengths)?);
+            self.report_file(&path, &lengths)?;
         }
         Ok(())
     }

@@ -37,6 +37,7 @@ pub mod reply;
 pub mod rows;
 mod schemas;
 mod sentencepiece;
+mod sorted;
 mod specials;
 pub mod split;
 pub mod stats;

@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use runtime::seeds::windowed_permutation;
+use runtime::seeds::{key, permutation};
 
 /// An endless stream over the examples of a dataset, one permutation per epoch.
 ///
@@ -17,8 +17,17 @@ pub struct Order {
     purpose: &'static str,
     len: usize,
     window: usize,
-    /// Permutations of the last epochs asked for, the newest first.
-    recent: Mutex<Vec<(u64, Arc<Vec<usize>>)>>,
+    recent: Mutex<Recent>,
+}
+
+/// Permutations that were asked for last, the newest first: what is kept does not grow with the dataset but
+/// by its windows.
+#[derive(Debug, Default)]
+struct Recent {
+    /// Of the windows, by epoch.
+    windows: Vec<(u64, Arc<Vec<usize>>)>,
+    /// Within a window, by epoch and window.
+    within: Vec<((u64, usize), Arc<Vec<usize>>)>,
 }
 
 impl Order {
@@ -37,7 +46,7 @@ impl Order {
             purpose,
             len,
             window,
-            recent: Mutex::new(Vec::new()),
+            recent: Mutex::default(),
         }
     }
 
@@ -45,7 +54,7 @@ impl Order {
     pub fn epoch_and_index(&self, position: u64) -> (u64, usize) {
         let len = self.len as u64;
         let epoch = position / len;
-        (epoch, self.permutation(epoch)[(position % len) as usize])
+        (epoch, self.index(epoch, (position % len) as usize))
     }
 
     /// Indices of the `batch` examples of step `step`, counted from 0.
@@ -56,22 +65,63 @@ impl Order {
             .collect()
     }
 
-    fn permutation(&self, epoch: u64) -> Arc<Vec<usize>> {
+    /// The example at a place of an epoch: windows in random order, and each in random order within itself.
+    fn index(&self, epoch: u64, place: usize) -> usize {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, found)) = recent.iter().find(|(known, _)| *known == epoch) {
-            return found.clone();
-        }
-        let made = Arc::new(windowed_permutation(
-            self.seed,
-            self.purpose,
-            epoch,
-            self.len,
-            self.window,
-        ));
-        recent.insert(0, (epoch, made.clone()));
-        recent.truncate(2);
-        made
+        let windows = found_or(&mut recent.windows, epoch, || {
+            permutation(
+                self.seed,
+                self.purpose,
+                epoch,
+                self.len.div_ceil(self.window),
+            )
+        });
+        let (slot, offset) = self.slot(&windows, place);
+        let window = windows[slot];
+        let start = window * self.window;
+        let within = found_or(&mut recent.within, (epoch, window), || {
+            let seed = key(self.seed, self.purpose, epoch, u64::MAX);
+            let len = self.window.min(self.len - start);
+            permutation(seed, self.purpose, window as u64, len)
+        });
+        start + within[offset]
     }
+
+    /// Which of the windows in their order a place lies in, and how far. The dataset's last window may be
+    /// shorter than the others.
+    fn slot(&self, windows: &[usize], place: usize) -> (usize, usize) {
+        let short = self.len % self.window;
+        let rank = windows
+            .iter()
+            .position(|window| window + 1 == windows.len());
+        match rank {
+            Some(rank) if short > 0 && place >= rank * self.window => {
+                match place - rank * self.window {
+                    offset if offset < short => (rank, offset),
+                    beyond => {
+                        let beyond = beyond - short;
+                        (rank + 1 + beyond / self.window, beyond % self.window)
+                    }
+                }
+            }
+            _ => (place / self.window, place % self.window),
+        }
+    }
+}
+
+/// What is kept under a key, or made and kept; the oldest of three goes.
+fn found_or<K: Copy + PartialEq>(
+    kept: &mut Vec<(K, Arc<Vec<usize>>)>,
+    key: K,
+    make: impl FnOnce() -> Vec<usize>,
+) -> Arc<Vec<usize>> {
+    if let Some((_, found)) = kept.iter().find(|(known, _)| *known == key) {
+        return found.clone();
+    }
+    let made = Arc::new(make());
+    kept.insert(0, (key, made.clone()));
+    kept.truncate(2);
+    made
 }
 
 /// Makes the item of the next step on another thread while the present one is in use.
@@ -197,6 +247,44 @@ mod tests {
             Order::new(7, "else", 10, 4).batch(0, 10),
             Order::new(7, "test", 10, 4).batch(0, 10)
         );
+    }
+
+    /// The order, written down whole.
+    fn whole(epoch: u64, len: usize, window: usize) -> Vec<usize> {
+        let within_seed = key(1, "order", epoch, u64::MAX);
+        permutation(1, "order", epoch, len.div_ceil(window))
+            .into_iter()
+            .flat_map(|index| {
+                let start = index * window;
+                let len = window.min(len - start);
+                permutation(within_seed, "order", index as u64, len)
+                    .into_iter()
+                    .map(move |offset| start + offset)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn places_are_those_of_the_order_written_down_whole() {
+        for (len, window) in [
+            (1050, 100),
+            (1000, 100),
+            (7, 10),
+            (10, 10),
+            (11, 10),
+            (5, 1),
+        ] {
+            let order = Order::new(1, "order", len, window);
+            for epoch in 0..4 {
+                assert_eq!(
+                    order.batch(epoch, len),
+                    whole(epoch, len, window),
+                    "{len} by {window}"
+                );
+            }
+        }
+        let windows: Vec<usize> = whole(0, 1050, 100).iter().map(|i| i / 100).collect();
+        assert!(!windows.is_sorted());
     }
 
     #[test]

@@ -105,7 +105,8 @@ pub(crate) fn existing_file(
     Err(DataError::Missing { path: file, hint })
 }
 
-fn part_of<R: Row>(row: &R, seed: u64, heldout: f64) -> Split {
+/// The part of a row: a function of its conversation alone.
+pub(crate) fn part_of<R: Row>(row: &R, seed: u64, heldout: f64) -> Split {
     let draw = uniform(seed, "split", conversation_key(row.conversation()), 0);
     if draw < heldout {
         Split::Heldout

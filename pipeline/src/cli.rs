@@ -6,10 +6,11 @@ use clap::{Args, Parser, Subcommand};
 use recipe::request::{Compute, Sampling};
 
 pub use crate::cli_model::{ConvertArgs, DiffArgs, MergeArgs, ModelCommand, ShowArgs};
+use crate::commands::bench::BenchArgs;
 use crate::commands::retrieval::RetrievalArgs;
 use crate::inspect::InspectArgs;
 use crate::values::{
-    Device, DtypeArg, QuantizeArg, above_zero, at_least_one, parse_override, probability,
+    Device, DtypeArg, QuantizeArg, above_zero, at_least_one, finite, parse_override, probability,
 };
 
 /// Trains language models from human feedback: a base model, supervised fine-tuning, a reward model,
@@ -58,6 +59,7 @@ Example:
 Examples:
   rlhf generate --model runs/demo/sft/final --prompt 'How are you?' --max-new-tokens 32
   rlhf generate --model runs/demo/ppo/final --data prompts.jsonl --num-samples 4 > samples.jsonl
+  rlhf generate --model runs/demo/sft/final --prompt 'How are you?' --beams 4
 
 --data: JSON lines or Parquet with `input_ids`, `prompt` (raw text) or `messages` (through the chat
 template). Out, a JSON line a sample: index, sample, output_ids, text, logprobs, finish_reason.")]
@@ -95,6 +97,14 @@ Example:
         #[command(subcommand)]
         command: ModelCommand,
     },
+    /// Measure training, sampling and PPO on this machine's CPU, beside transformers and TRL.
+    #[command(after_help = "\
+Examples:
+  make bench
+  rlhf bench --repeats 1 --dtypes f32
+
+Without --peers ours runs alone.")]
+    Bench(BenchArgs),
     /// Run the tiny pipeline on CUDA against the CPU, and a 1.3B model in bf16.
     #[command(after_help = "\
 Example:
@@ -184,6 +194,14 @@ pub struct GenerateArgs {
     /// Every response has --max-new-tokens tokens.
     #[arg(long)]
     pub ignore_eos: bool,
+    /// The likeliest responses by beam search with N beams, --num-samples of them, best first.
+    #[arg(long, value_name = "N", value_parser = at_least_one,
+          conflicts_with_all = ["temperature", "top_k", "top_p", "greedy", "seed"])]
+    pub beams: Option<usize>,
+    /// A response of n tokens scores the sum of its log-probabilities over n^P.
+    #[arg(long, value_name = "P", default_value_t = 1.0, requires = "beams", allow_negative_numbers = true,
+          value_parser = finite)]
+    pub length_penalty: f64,
     /// How it is computed.
     #[command(flatten)]
     pub compute: ComputeArgs,

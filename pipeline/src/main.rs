@@ -66,6 +66,7 @@ fn dispatch(command: &Command) -> Outcome {
             Some(EvalCommand::Retrieval(args)) => commands::retrieval::run(args),
             None => commands::eval::run(args),
         },
+        Command::Bench(args) => commands::bench::run(args),
         Command::GpuCheck(args) => commands::gpu_check::run(args),
         Command::Doctor => commands::doctor::run(),
     }

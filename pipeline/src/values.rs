@@ -47,6 +47,15 @@ impl DtypeArg {
             Self::F64 => Dtype::F64,
         }
     }
+
+    /// The word itself.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F64 => "f64",
+        }
+    }
 }
 
 /// Bits of a weight.
@@ -94,6 +103,16 @@ pub(crate) fn above_zero(text: &str) -> Result<f64, String> {
         Ok(number)
     } else {
         Err("must be above 0 (for the likeliest token always: --greedy)".into())
+    }
+}
+
+/// Any number but infinity and not-a-number.
+pub(crate) fn finite(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|error| format!("{error}"))?;
+    if number.is_finite() {
+        Ok(number)
+    } else {
+        Err("must be finite".into())
     }
 }
 

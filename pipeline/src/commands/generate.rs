@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use recipe::request::{GenerateInput, GenerateRequest};
+use anyhow::anyhow;
+use recipe::request::{Beams, GenerateInput, GenerateRequest};
 
 use super::{check_data, relay, text_model};
 use crate::cli::GenerateArgs;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 
 /// Checks the arguments and puts the request to the worker.
 ///
@@ -24,9 +25,27 @@ pub fn run(args: &GenerateArgs) -> Outcome {
         input,
         num_samples: args.num_samples,
         sampling: args.sampling.resolve(args.ignore_eos),
+        beams: beams(args)?,
         compute: args.compute.resolve(),
     };
     relay("generate", &request)
+}
+
+fn beams(args: &GenerateArgs) -> Outcome<Option<Beams>> {
+    let Some(beams) = args.beams else {
+        return Ok(None);
+    };
+    if args.num_samples > beams {
+        return Err(Failure::Usage(anyhow!(
+            "--num-samples is {}, and {beams} beams give at most {beams}\n  hint: --beams {}",
+            args.num_samples,
+            args.num_samples
+        )));
+    }
+    Ok(Some(Beams {
+        beams,
+        length_penalty: args.length_penalty,
+    }))
 }
 
 /// The command line has either a prompt or a file.

@@ -13,7 +13,7 @@ use runtime::RunFolder;
 use runtime::metrics::read_metrics;
 use runtime::run_folder::PLAN;
 
-use super::{find_libtorch, last_line, print};
+use super::{default_file, find_libtorch, last_line, print};
 use crate::cli::{ConfigArgs, GpuCheckArgs, RunArgs};
 use crate::failure::{Failure, Outcome};
 use crate::hub::Models;
@@ -31,7 +31,7 @@ const STEPS_COMPARED: u64 = 3;
 /// # Errors
 /// CUDA that cannot be used, a stage that fails, or a number that differs.
 pub fn run(args: &GpuCheckArgs) -> Outcome {
-    let config = config(args)?;
+    let config = default_file(args.config.as_deref(), "experiments/tiny/pipeline.toml")?;
     let (cpu, cuda) = (args.run_dir.join("cpu"), args.run_dir.join("cuda"));
     eprintln!("1.3B model in bf16: two training steps, then sampling");
     let figures = worker_answer(&["gpu-check"])?;
@@ -71,27 +71,6 @@ pub fn run(args: &GpuCheckArgs) -> Outcome {
         "CUDA differs from the CPU by more than {TOLERANCE:.0e}: {}",
         differences.join(", ")
     )))
-}
-
-fn config(args: &GpuCheckArgs) -> Outcome<PathBuf> {
-    const DEFAULT: &str = "experiments/tiny/pipeline.toml";
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|exe| Some(exe.parent()?.parent()?.join(DEFAULT)));
-    let candidates = match &args.config {
-        Some(config) => vec![config.clone()],
-        None => [Some(PathBuf::from(DEFAULT)), beside]
-            .into_iter()
-            .flatten()
-            .collect(),
-    };
-    let found = candidates.iter().find(|path| path.is_file()).cloned();
-    found.ok_or_else(|| {
-        Failure::Usage(anyhow!(
-            "{} is not there\n  hint: say --config FILE",
-            candidates[0].display()
-        ))
-    })
 }
 
 /// Each device draws its own dropout, so there is none where two are compared.

@@ -1,5 +1,6 @@
 //! A file per command, and what those have in common that put one request to the worker.
 
+pub mod bench;
 pub mod chat;
 pub mod doctor;
 pub mod eval;
@@ -76,6 +77,26 @@ fn last_line(mut worker: Worker) -> Result<String, WorkerError> {
             _ => {}
         }
     }
+}
+
+/// The file that was named, or one of the project's own: here, or beside the programs' folder.
+fn default_file(named: Option<&Path>, usual: &str) -> Outcome<PathBuf> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.parent()?.join(usual)));
+    let candidates: Vec<PathBuf> = match named {
+        Some(named) => vec![named.to_owned()],
+        None => std::iter::once(PathBuf::from(usual))
+            .chain(beside)
+            .collect(),
+    };
+    let found = candidates.iter().find(|path| path.is_file()).cloned();
+    found.ok_or_else(|| {
+        Failure::Usage(anyhow!(
+            "{} is not there\n  hint: say --config FILE",
+            candidates[0].display()
+        ))
+    })
 }
 
 fn print(line: &str) -> io::Result<()> {

@@ -233,7 +233,7 @@ pub fn values(models: &Models, episodes: &mut [Episode], micro_batch: usize) {
         &pairs(episodes),
         models.tokenizer.pad_id(),
         micro_batch,
-        |hidden_btd, _, start| response_values(&models.value, hidden_btd, start),
+        |value, hidden_btd, _, start| response_values(value, hidden_btd, start),
     );
     for (episode, row) in episodes.iter_mut().zip(rows) {
         episode.values = row;

@@ -26,7 +26,7 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_rows())?;
     while session.is_running() {
-        let batch = data.batch(session.step)?;
+        let batch = session.fetch(|step| data.batch(step))?;
         let options = options.with_dropout(plan.train.dropout, ctx.seed, session.step);
         let loss = lm_backward(&session.model, &mut session.stepper, &batch, &options)?;
         let mut metrics = Metrics::from([("loss/train", loss.mean())]);

@@ -28,7 +28,7 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
     let (pad_id, micro_batch) = (tokenizer.pad_id(), ctx.plan.execution.micro_batch);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_prompts())?;
     while session.is_running() {
-        let mut batch = data.batch(session.step, plan.train.batch);
+        let mut batch = session.fetch(|step| data.batch(step, plan.train.batch));
         // Micro-batches of rows of like length pad little.
         batch.sort_by_key(|example| longest(example));
         let mut metrics = Metrics::new();

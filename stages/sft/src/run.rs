@@ -28,7 +28,7 @@ pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
         data.rows_per_epoch(plan.train.batch),
     )?;
     while session.is_running() {
-        let batch = data.batch(session.step, plan.train.batch)?;
+        let batch = session.fetch(|step| data.batch(step, plan.train.batch))?;
         let options = options.with_dropout(plan.train.dropout, ctx.seed, session.step);
         let loss = lm_backward(&session.model, &mut session.stepper, &batch, &options)?;
         let mut metrics = Metrics::from([("loss/train", loss.mean())]);

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 use datasets::Tokenizer;
-use generation::{Request, Sample, SamplingOptions};
-use recipe::request::{GenerateInput, GenerateRequest, Sampling};
+use generation::{BeamOptions, Request, Sample, SamplingOptions};
+use model::Model;
+use recipe::request::{Beams, GenerateInput, GenerateRequest, Sampling};
 use runtime::events::{Event, emit};
 use serde::Serialize;
 
@@ -30,20 +31,11 @@ pub fn run(request: &GenerateRequest) -> Result<()> {
             .map(|row| row.ids_to_continue(&tokenizer))
             .collect::<Result<_>>()?,
     };
-    let options = options(&request.sampling, &tokenizer, request.compute.batch)?;
-    let copies = request.num_samples as u64;
-    let requests: Vec<Request> = (0..)
-        .zip(&prompts)
-        .flat_map(|(index, ids)| {
-            let episode = move |copy| index * copies + copy;
-            (0..copies).map(move |c| Request {
-                prompt_ids: ids.clone(),
-                episode: episode(c),
-            })
-        })
-        .collect();
-    let samples = generation::generate(&model, &requests, &options)?;
-    for (index, of_prompt) in samples.chunks(request.num_samples.max(1)).enumerate() {
+    let samples = match &request.beams {
+        Some(beams) => searched(request, beams, &model, &tokenizer, &prompts)?,
+        None => sampled(request, &model, &tokenizer, &prompts)?,
+    };
+    for (index, of_prompt) in samples.iter().enumerate() {
         for (sample_index, sample) in of_prompt.iter().enumerate() {
             let text = tokenizer.decode(&sample.output_ids)?;
             let line = match &request.input {
@@ -54,6 +46,51 @@ pub fn run(request: &GenerateRequest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The samples of each prompt.
+fn sampled(
+    request: &GenerateRequest,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    prompts: &[Vec<u32>],
+) -> Result<Vec<Vec<Sample>>> {
+    let options = options(&request.sampling, tokenizer, request.compute.batch)?;
+    let copies = request.num_samples.max(1);
+    let of_prompt = |ids| std::iter::repeat_n(ids, copies);
+    let requests: Vec<Request> = (0..)
+        .zip(prompts.iter().flat_map(of_prompt))
+        .map(|(episode, ids)| Request {
+            prompt_ids: ids.clone(),
+            episode,
+        })
+        .collect();
+    let samples = generation::generate(model, &requests, &options)?;
+    Ok(samples.chunks(copies).map(<[Sample]>::to_vec).collect())
+}
+
+/// The likeliest responses to each prompt.
+fn searched(
+    request: &GenerateRequest,
+    beams: &Beams,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    prompts: &[Vec<u32>],
+) -> Result<Vec<Vec<Sample>>> {
+    let sampling = options(&request.sampling, tokenizer, request.compute.batch)?;
+    let options = BeamOptions {
+        beams: beams.beams,
+        length_penalty: beams.length_penalty,
+        returned: request.num_samples,
+        max_new_tokens: sampling.max_new_tokens,
+        eos_ids: if sampling.ignore_eos {
+            Vec::new()
+        } else {
+            sampling.eos_ids
+        },
+        max_batch: sampling.max_batch,
+    };
+    Ok(generation::beam_search(model, prompts, &options)?)
 }
 
 fn json_line(index: usize, sample_index: usize, sample: &Sample, text: String) -> Result<String> {

@@ -1,29 +1,32 @@
-//! The loop over a batch: prefill, then a token for every row per step.
+//! The loop over rows: each step reads the new tokens of all rows in one pass, and makes one more for each.
 //!
-//! Shapes: `b` rows of the batch (finished rows leave it), `p` prompt columns, `t` input columns of a step
-//! (`p` in the first, then 1), `m` columns of the cache, `n` steps between two looks at the tokens, `d`
-//! width, `v` vocabulary.
+//! Shapes: `b` live rows, `n` new tokens of all rows (a whole prompt of those that begin, one of the
+//! others), `s` steps between two looks at the tokens, `d` width, `v` vocabulary.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::mem;
 
-use datasets::collate::{Side, pad};
-use model::{KvCache, Model};
+use model::{CachedRow, KvCache, Model};
 use runtime::seeds;
 use tch::{Device, Kind, Tensor};
 
 use crate::options::{Finish, GenerationError, Request, Sample, SamplingOptions, validate};
-use crate::sampler::{invert_cdf, log_distribution};
+use crate::sampler::choose;
 
 /// Steps between two copies of tokens to the host on a GPU, each of which waits for the device. Rows
 /// that end in between run on to the next copy, and what they made is dropped.
 const GPU_STEPS_PER_LOOK: usize = 8;
+/// Prompt tokens that are read in one step, at most (and one prompt at least).
+const PROMPT_TOKENS_PER_STEP: usize = 8192;
+/// Logits that exist at a time, at most (64 MiB in f32).
+const LOGITS_AT_ONCE: usize = 1 << 24;
 
 /// Continues every prompt; samples come in the order of their requests.
 ///
-/// Requests of like prompt length are decoded together, at most `max_batch` at a time, with a KV cache
-/// and without gradients. Prompts are padded on their left, so that a step is the same column in every
-/// row. Finished rows leave the batch as soon as they are a quarter of it.
+/// At most `max_batch` rows are decoded at a time. Finished rows leave and waiting prompts take their
+/// places, so a batch of uneven lengths costs what its tokens cost: nothing is padded. Samples of one
+/// prompt that begin together share the reading of it, and its place in the KV cache.
 ///
 /// # Errors
 /// When the model has no token head; an option is out of its bounds; a prompt is empty, has unknown
@@ -48,113 +51,231 @@ fn generate_looking_every(
     options: &SamplingOptions,
 ) -> Result<Vec<Sample>, GenerationError> {
     validate(model, requests, options)?;
-    let empty = Sample {
-        output_ids: Vec::new(),
-        logprobs: Vec::new(),
-        finish: Finish::Length,
-    };
-    let mut samples = vec![empty; requests.len()];
-    let mut order: Vec<usize> = (0..requests.len()).collect();
-    // Longest first: what does not fit into memory fails at once.
-    order.sort_by_key(|&request| Reverse(requests[request].prompt_ids.len()));
-    for members in order.chunks(options.max_batch) {
-        tch::no_grad(|| {
-            let batch = Batch::new(model, requests, members, options);
-            batch.run(steps_per_look, &mut samples)
-        })?;
+    if requests.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(samples)
+    let rows = options.max_batch.min(requests.len());
+    let model = tch::no_grad(|| model.for_inference(rows));
+    let mut engine = Engine::new(&model, requests, options, steps_per_look);
+    tch::no_grad(|| {
+        while !engine.is_done() {
+            engine.admit();
+            engine.look()?;
+        }
+        Ok(engine.samples)
+    })
 }
 
-/// Rows that are decoded together.
-struct Batch<'a> {
+/// A row that is decoded.
+#[derive(Debug)]
+struct Row {
+    request: usize,
+    /// Tokens made so far.
+    made: usize,
+    cached: CachedRow,
+}
+
+/// All rows, live and waiting.
+struct Engine<'a> {
     model: &'a Model,
     requests: &'a [Request],
     options: &'a SamplingOptions,
-    /// The request of each row.
-    members: Vec<usize>,
-    /// The prompt that each row continues; `None` where they are as many, and once they are read.
-    prompt_of_row: Option<Tensor>,
-    /// What the next step reads: the prompts, then the last token of each row.
-    ids_bt: Tensor,
-    /// Positions of those, counted without padding.
-    positions_bt: Tensor,
-    /// Which columns of the cache hold tokens, those yet to come included; `None` without padding.
-    valid_bm: Option<Tensor>,
+    steps_per_look: usize,
+    /// Requests that have not begun.
+    waiting: VecDeque<usize>,
+    live: Vec<Row>,
+    /// The last token of each live row, int64 `[b]`.
+    ids_b: Tensor,
+    /// Rows whose prompts are read in the next step. Behind each those that share its prompt.
+    beginning: Vec<Vec<Row>>,
     cache: KvCache,
+    samples: Vec<Sample>,
 }
 
-impl<'a> Batch<'a> {
-    /// A batch before its first step. Requests that share a prompt share the reading of it.
+impl<'a> Engine<'a> {
     fn new(
         model: &'a Model,
         requests: &'a [Request],
-        members: &[usize],
         options: &'a SamplingOptions,
+        steps_per_look: usize,
     ) -> Self {
-        let device = model.device();
-        let (prompts, prompt_of_row) = distinct_prompts(requests, members);
-        let padded = pad(&prompts, Side::Left, 0, None);
-        let dims = [padded.rows as i64, padded.cols as i64];
-        let valid_bp = Tensor::from_slice(&padded.valid)
-            .view(dims)
-            .to_device(device);
-        // Tokens of the response that are read again: all but the last.
-        let num_read = options.max_new_tokens - 1;
-        let valid_bm = padded.valid.contains(&false).then(|| {
-            let to_come = valid_bp.new_ones([dims[0], num_read as i64], (Kind::Bool, device));
-            Tensor::cat(&[&valid_bp, &to_come], 1)
-        });
+        let empty = Sample {
+            output_ids: Vec::new(),
+            logprobs: Vec::new(),
+            finish: Finish::Length,
+        };
+        let mut waiting: Vec<usize> = (0..requests.len()).collect();
+        // Longest first: what does not fit into memory fails at once.
+        waiting.sort_by_key(|&request| Reverse(requests[request].prompt_ids.len()));
+        // The last token of a response is not read again.
+        let blocks = |request: &usize| {
+            let prompt = requests[*request].prompt_ids.len();
+            KvCache::blocks_for(prompt + options.max_new_tokens - 1)
+        };
+        let num_blocks = waiting.iter().take(options.max_batch).map(blocks).sum();
         Self {
             model,
             requests,
             options,
-            members: members.to_vec(),
-            prompt_of_row: (prompts.len() < members.len())
-                .then(|| Tensor::from_slice(&prompt_of_row).to_device(device)),
-            ids_bt: Tensor::from_slice(&padded.ids).view(dims).to_device(device),
-            positions_bt: (valid_bp.cumsum(1, Kind::Int64) - 1).clamp_min(0),
-            valid_bm,
-            cache: KvCache::new(model, padded.rows, padded.cols + num_read),
+            steps_per_look,
+            waiting: waiting.into(),
+            live: Vec::new(),
+            ids_b: Tensor::empty([0], (Kind::Int64, model.device())),
+            beginning: Vec::new(),
+            cache: KvCache::new(model, num_blocks),
+            samples: vec![empty; requests.len()],
         }
     }
 
-    /// Decodes until every row has finished.
-    fn run(mut self, steps_per_look: usize, samples: &mut [Sample]) -> Result<(), GenerationError> {
-        let max_new_tokens = self.options.max_new_tokens;
-        let mut is_live = vec![true; self.members.len()];
-        let mut position = 0;
-        while position < max_new_tokens && is_live.contains(&true) {
-            is_live = self.retire(is_live);
-            let num_steps = steps_per_look.min(max_new_tokens - position);
-            let (ids_bn, logprobs_bn) = self.steps(position, num_steps);
-            for (row, is_live) in is_live.iter_mut().enumerate().filter(|(_, it)| **it) {
-                let made = row * num_steps..(row + 1) * num_steps;
-                let request = self.members[row];
-                let tokens = ids_bn[made.clone()].iter().zip(&logprobs_bn[made]);
-                *is_live = self.record(request, tokens, &mut samples[request])?;
-            }
-            position += num_steps;
+    fn is_done(&self) -> bool {
+        self.live.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Takes waiting requests into free places, once an eighth of the places is free.
+    fn admit(&mut self) {
+        let mut free = self.options.max_batch - self.live.len();
+        if free < self.options.max_batch.div_ceil(8) {
+            return;
         }
+        let mut tokens = 0;
+        while free > 0
+            && let Some(request) = self.waiting.pop_front()
+        {
+            let prompt = &self.requests[request].prompt_ids;
+            let row = Row {
+                request,
+                made: 0,
+                cached: CachedRow::default(),
+            };
+            free -= 1;
+            match self.beginning.last_mut() {
+                Some(group) if self.requests[group[0].request].prompt_ids == *prompt => {
+                    group.push(row);
+                }
+                Some(_) if tokens + prompt.len() > PROMPT_TOKENS_PER_STEP => {
+                    return self.waiting.push_front(request);
+                }
+                _ => {
+                    tokens += prompt.len();
+                    self.beginning.push(vec![row]);
+                }
+            }
+        }
+    }
+
+    /// Some steps, after which the tokens are looked at and finished rows leave.
+    fn look(&mut self) -> Result<(), GenerationError> {
+        let rows = self.live.iter().chain(self.beginning.iter().flatten());
+        let most_made = rows.map(|row| row.made).max().unwrap_or(0);
+        let num_steps = (self.options.max_new_tokens - most_made).min(self.steps_per_look);
+        let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
+        for step in 0..num_steps {
+            let hidden_bd = if self.beginning.is_empty() {
+                self.decode()
+            } else {
+                self.begin()
+            };
+            let uniform_b = (!self.options.greedy).then(|| self.uniforms(step));
+            let (ids_b, logprobs_b) = self.choose(&hidden_bd, uniform_b.as_deref());
+            self.ids_b = ids_b.shallow_clone();
+            ids.push(ids_b);
+            logprobs.push(logprobs_b);
+        }
+        let ids = to_host(&Tensor::stack(&ids, 1), Kind::Int64);
+        let logprobs = to_host(&Tensor::stack(&logprobs, 1), Kind::Double);
+        let mut goes_on = Vec::with_capacity(self.live.len());
+        for row in 0..self.live.len() {
+            let made = row * num_steps..(row + 1) * num_steps;
+            goes_on.push(self.record(row, &ids[made.clone()], &logprobs[made])?);
+        }
+        self.retire(&goes_on);
         Ok(())
     }
 
+    /// Reads the last token of each live row: hidden states `[b, d]`.
+    fn decode(&mut self) -> Tensor {
+        let mut rows: Vec<_> = self
+            .live
+            .iter_mut()
+            .map(|row| (&mut row.cached, 1))
+            .collect();
+        self.model
+            .forward_cached(&self.ids_b, &mut rows, &mut self.cache)
+    }
+
+    /// The same, and the prompts of the rows that begin, which are live from then on.
+    fn begin(&mut self) -> Tensor {
+        let mut groups = mem::take(&mut self.beginning);
+        let prompts = groups
+            .iter()
+            .map(|group| &self.requests[group[0].request].prompt_ids);
+        let lengths: Vec<usize> = prompts.clone().map(Vec::len).collect();
+        let prompt_ids: Vec<i64> = prompts.flatten().map(|&id| i64::from(id)).collect();
+        let prompt_ids = Tensor::from_slice(&prompt_ids).to_device(self.model.device());
+        let ids_n = Tensor::cat(&[&self.ids_b, &prompt_ids], 0);
+        let live = self.live.iter_mut().map(|row| (&mut row.cached, 1));
+        let first = groups.iter_mut().map(|group| &mut group[0].cached);
+        let mut rows: Vec<_> = live.chain(first.zip(lengths)).collect();
+        let hidden_bd = self
+            .model
+            .forward_cached(&ids_n, &mut rows, &mut self.cache);
+        let mut state_of_row: Vec<i64> = (0..self.live.len() as i64).collect();
+        for (mut group, state) in groups.into_iter().zip(self.live.len() as i64..) {
+            state_of_row.extend(group.iter().map(|_| state));
+            for index in 1..group.len() {
+                group[index].cached = self.cache.fork(&group[0].cached);
+            }
+            self.live.extend(group);
+        }
+        if state_of_row.len() as i64 == hidden_bd.size()[0] {
+            return hidden_bd;
+        }
+        let state_of_row = Tensor::from_slice(&state_of_row).to_device(self.model.device());
+        hidden_bd.index_select(0, &state_of_row)
+    }
+
+    /// The next token of each row and its log-probability, `[b]` each.
+    fn choose(&self, hidden_bd: &Tensor, uniform_b: Option<&[f64]>) -> (Tensor, Tensor) {
+        let at_once = (LOGITS_AT_ONCE / self.model.shape.vocab_size).max(1);
+        let rows = self.live.len();
+        let parts = (0..rows).step_by(at_once).map(|start| {
+            let count = at_once.min(rows - start);
+            let hidden_bd = hidden_bd.narrow(0, start as i64, count as i64);
+            let uniform_b = uniform_b.map(|uniform_b| &uniform_b[start..start + count]);
+            choose(&self.model.logits(&hidden_bd), uniform_b, self.options)
+        });
+        let (ids, logprobs): (Vec<_>, Vec<_>) = parts.unzip();
+        (Tensor::cat(&ids, 0), Tensor::cat(&logprobs, 0))
+    }
+
+    /// A random number for each row, from the key of its episode and its next token but `step`.
+    fn uniforms(&self, step: usize) -> Vec<f64> {
+        let SamplingOptions { seed, purpose, .. } = *self.options;
+        let of_row = |row: &Row| {
+            let episode = self.requests[row.request].episode;
+            seeds::uniform(seed, purpose, episode, (row.made + step) as u64)
+        };
+        self.live.iter().map(of_row).collect()
+    }
+
     /// Adds what a row made to its sample, up to EOS; returns whether the row goes on.
-    fn record<'t>(
-        &self,
-        request: usize,
-        tokens: impl Iterator<Item = (&'t i64, &'t f64)>,
-        sample: &mut Sample,
+    fn record(
+        &mut self,
+        row: usize,
+        ids: &[i64],
+        logprobs: &[f64],
     ) -> Result<bool, GenerationError> {
-        for (&id, &logprob) in tokens {
+        let row = &mut self.live[row];
+        let sample = &mut self.samples[row.request];
+        for (&id, &logprob) in ids.iter().zip(logprobs) {
             if !logprob.is_finite() {
-                let position = sample.output_ids.len();
                 return Err(GenerationError::NonFinite {
-                    request,
-                    position,
+                    request: row.request,
+                    position: sample.output_ids.len(),
                     logprob,
                 });
             }
+            row.made += 1;
             sample.output_ids.push(id as u32);
             sample.logprobs.push(logprob);
             if !self.options.ignore_eos && self.options.eos_ids.contains(&(id as u32)) {
@@ -162,117 +283,32 @@ impl<'a> Batch<'a> {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(row.made < self.options.max_new_tokens)
     }
 
-    /// `n` steps, the first of which makes response token `position`: ids and log-probs, row-major.
-    fn steps(&mut self, position: usize, n: usize) -> (Vec<i64>, Vec<f64>) {
-        let uniform_bn = (!self.options.greedy).then(|| self.uniforms(position, n));
-        let (mut ids, mut logprobs) = (Vec::with_capacity(n), Vec::with_capacity(n));
-        for step in 0..n as i64 {
-            let hidden_bd = self.forward();
-            let logprobs_bv = log_distribution(&self.model.logits(&hidden_bd), self.options);
-            let ids_b1 = match &uniform_bn {
-                Some(uniform_bn) => invert_cdf(&logprobs_bv, &uniform_bn.narrow(1, step, 1)),
-                None => logprobs_bv.argmax(-1, true),
-            };
-            logprobs.push(logprobs_bv.gather(-1, &ids_b1, false));
-            let last = self.positions_bt.size()[1] - 1;
-            self.positions_bt = self.positions_bt.narrow(1, last, 1) + 1;
-            self.ids_bt = ids_b1.shallow_clone();
-            ids.push(ids_b1);
+    /// Lets finished rows go.
+    fn retire(&mut self, goes_on: &[bool]) {
+        if !goes_on.contains(&false) {
+            return;
         }
-        (
-            to_host(&Tensor::cat(&ids, 1), Kind::Int64),
-            to_host(&Tensor::cat(&logprobs, 1), Kind::Double),
-        )
-    }
-
-    /// One random number per row and step, from the keys of the rows' episodes.
-    fn uniforms(&self, position: usize, n: usize) -> Tensor {
-        let SamplingOptions { seed, purpose, .. } = *self.options;
-        let numbers: Vec<f64> = self
-            .members
-            .iter()
-            .flat_map(|&request| {
-                let episode = self.requests[request].episode;
-                let steps = position as u64..(position + n) as u64;
-                steps.map(move |t| seeds::uniform(seed, purpose, episode, t))
-            })
-            .collect();
-        Tensor::from_slice(&numbers)
-            .view([-1, n as i64])
-            .to_device(self.model.device())
-    }
-
-    /// Hidden states of the last column, with the new columns added to the cache.
-    fn forward(&mut self) -> Tensor {
-        let new = self.ids_bt.size()[1];
-        let cols = self.cache.len() as i64 + new;
-        let valid_bs = self
-            .valid_bm
-            .as_ref()
-            .map(|valid_bm| valid_bm.narrow(1, 0, cols));
-        let hidden_btd = self.model.forward_cached(
-            &self.ids_bt,
-            &self.positions_bt,
-            &mut self.cache,
-            valid_bs.as_ref(),
-        );
-        let hidden_bd = hidden_btd.select(1, new - 1);
-        let Some(prompt_of_row) = self.prompt_of_row.take() else {
-            return hidden_bd;
-        };
-        self.select(&prompt_of_row);
-        hidden_bd.index_select(0, &prompt_of_row)
-    }
-
-    /// Drops finished rows once they are a quarter of the batch; returns who of the rest is live.
-    fn retire(&mut self, is_live: Vec<bool>) -> Vec<bool> {
-        let live: Vec<i64> = (0..)
-            .zip(&is_live)
-            .filter(|(_, it)| **it)
-            .map(|(row, _)| row)
-            .collect();
-        let num_finished = is_live.len() - live.len();
-        if num_finished == 0 || num_finished * 4 < is_live.len() {
-            return is_live;
+        let mut kept: Vec<i64> = Vec::with_capacity(goes_on.len());
+        for (index, row) in mem::take(&mut self.live).into_iter().enumerate() {
+            if goes_on[index] {
+                kept.push(index as i64);
+                self.live.push(row);
+            } else {
+                self.cache.release(row.cached);
+            }
         }
-        self.members = live.iter().map(|&row| self.members[row as usize]).collect();
-        self.select(&Tensor::from_slice(&live).to_device(self.model.device()));
-        vec![true; live.len()]
-    }
-
-    /// Makes the given rows the batch.
-    fn select(&mut self, rows: &Tensor) {
-        self.ids_bt = self.ids_bt.index_select(0, rows);
-        self.positions_bt = self.positions_bt.index_select(0, rows);
-        self.valid_bm = self
-            .valid_bm
-            .as_ref()
-            .map(|valid_bm| valid_bm.index_select(0, rows));
-        self.cache.retain(rows);
+        let kept = Tensor::from_slice(&kept).to_device(self.model.device());
+        self.ids_b = self.ids_b.index_select(0, &kept);
     }
 }
 
-/// The prompts of the given requests, each once, and the index of each request's prompt among them.
-fn distinct_prompts<'a>(requests: &'a [Request], members: &[usize]) -> (Vec<&'a [u32]>, Vec<i64>) {
-    let mut prompts: Vec<&[u32]> = Vec::with_capacity(members.len());
-    let mut index = HashMap::with_capacity(members.len());
-    let prompt_of_row = members
-        .iter()
-        .map(|&member| {
-            let prompt = &requests[member].prompt_ids[..];
-            *index.entry(prompt).or_insert_with(|| {
-                prompts.push(prompt);
-                prompts.len() as i64 - 1
-            })
-        })
-        .collect();
-    (prompts, prompt_of_row)
-}
-
-fn to_host<T: tch::kind::Element + Copy + Default>(values: &Tensor, kind: Kind) -> Vec<T> {
+pub(crate) fn to_host<T: tch::kind::Element + Copy + Default>(
+    values: &Tensor,
+    kind: Kind,
+) -> Vec<T> {
     let values = values.to_device(Device::Cpu).to_kind(kind).contiguous();
     let mut host = vec![T::default(); values.numel()];
     values.copy_data(&mut host, values.numel());
@@ -280,98 +316,5 @@ fn to_host<T: tch::kind::Element + Copy + Default>(values: &Tensor, kind: Kind) 
 }
 
 #[cfg(test)]
-mod tests {
-    use model::Head;
-    use recipe::families::Sizes;
-    use recipe::shape::{Family, ModelShape};
-
-    use super::*;
-
-    fn model() -> Model {
-        let shape = ModelShape {
-            kv_heads: 1,
-            mlp_width: 16,
-            ..Family::Llama.shape(&Sizes {
-                vocab_size: 13,
-                max_positions: 40,
-                layers: 1,
-                width: 8,
-                heads: 2,
-            })
-        };
-        Model::init(&shape, Head::Token, 3, Device::Cpu, Kind::Double)
-    }
-
-    fn options() -> SamplingOptions {
-        SamplingOptions {
-            max_new_tokens: 21,
-            temperature: 1.0,
-            top_k: None,
-            top_p: None,
-            greedy: false,
-            ignore_eos: false,
-            seed: 11,
-            purpose: "test",
-            eos_ids: vec![0, 5],
-            max_batch: 16,
-        }
-    }
-
-    fn requests() -> Vec<Request> {
-        let prompt = |i| (1..=1 + i as u32 % 5).collect();
-        (0..16)
-            .map(|i| Request {
-                prompt_ids: prompt(i),
-                episode: i,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn steps_between_looks_change_nothing() {
-        let (model, requests) = (model(), requests());
-        let every = |n| generate_looking_every(n, &model, &requests, &options()).expect("samples");
-        let one = every(1);
-        assert!(one.iter().any(|it| it.finish == Finish::Stop));
-        for (one, eight) in one.iter().zip(every(8)) {
-            assert_eq!(
-                (&one.output_ids, one.finish),
-                (&eight.output_ids, eight.finish)
-            );
-            for (a, b) in one.logprobs.iter().zip(&eight.logprobs) {
-                assert!((a - b).abs() < 1e-9, "{a} {b}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_quarter_of_finished_rows_leaves_the_batch() {
-        let (model, requests, options) = (model(), requests(), options());
-        let mut batch = Batch::new(&model, &requests, &[4, 3, 2, 1, 0], &options);
-        batch.steps(0, 1);
-        let one_finished = vec![true, true, false, true, true];
-        assert_eq!(batch.retire(one_finished.clone()), one_finished);
-        assert_eq!(
-            batch.retire(vec![true, false, false, true, true]),
-            vec![true; 3]
-        );
-        assert_eq!(batch.members, [4, 1, 0]);
-        let (ids, logprobs) = batch.steps(1, 2);
-        assert_eq!((ids.len(), logprobs.len()), (6, 6));
-    }
-
-    #[test]
-    fn a_shared_prompt_is_read_once() {
-        let (model, options) = (model(), options());
-        let request = |ids: &[u32], episode| Request {
-            prompt_ids: ids.to_vec(),
-            episode,
-        };
-        let requests = [request(&[1, 2], 0), request(&[3], 1), request(&[1, 2], 2)];
-        let mut batch = Batch::new(&model, &requests, &[0, 2, 1], &options);
-        assert_eq!(batch.ids_bt.size(), [2, 2]);
-        let (ids, _) = batch.steps(0, 1);
-        assert_eq!(ids.len(), 3);
-        assert_eq!(batch.ids_bt.size(), [3, 1]);
-    }
-}
+#[path = "decode_tests.rs"]
+mod tests;

@@ -6,15 +6,17 @@
 //!
 //! **Architecture invariant.** This crate knows neither text nor rewards: prompts come as ids and samples
 //! leave as ids. A sample is a function of model, prompt, options and the request's `episode` alone: batch
-//! size, batch mates, padding and the order of requests change nothing, since the token at position `t`
+//! size, batch mates and the order of requests change nothing, since the token at position `t`
 //! is the inverse CDF at one number made from the key (seed, purpose, episode, t).
 //!
-//! Reading order: [`options`] (what may be asked), `sampler` (one token), [`decode`] (the loop over a
-//! batch with its KV cache).
+//! Reading order: [`options`] (what may be asked), `sampler` (one token), [`decode`] (the loop over
+//! rows with their KV cache), [`beams`] (the likeliest responses in place of samples).
 
+pub mod beams;
 pub mod decode;
 pub mod options;
 mod sampler;
 
+pub use beams::{BeamOptions, beam_search};
 pub use decode::generate;
 pub use options::{Finish, GenerationError, Request, Sample, SamplingOptions};

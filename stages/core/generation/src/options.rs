@@ -106,6 +106,17 @@ pub enum GenerationError {
         /// What to do.
         hint: &'static str,
     },
+    /// More responses than beams.
+    #[error(
+        "{returned} responses of each prompt are asked for, and {beams} beams give from 1 to {beams}\n  \
+         hint: search with at least as many beams as responses"
+    )]
+    TooFewBeams {
+        /// Responses of each prompt.
+        returned: usize,
+        /// Beams.
+        beams: usize,
+    },
     /// A temperature that gives no distribution.
     #[error(
         "temperature is {temperature}, and must be finite and above 0\n  \

@@ -3,13 +3,56 @@
 //! Shapes: `b` rows, `v` vocabulary. Everything here works row by row.
 
 use tch::{Kind, Tensor};
+use torch_ext::Cuts;
 
 use crate::options::SamplingOptions;
+
+/// The token of each row on which its uniform number falls (greedy: the likeliest) and the logarithm of its
+/// probability, `[b]` each on the logits' device: in one go on the CPU, and on a GPU out of tensors that never
+/// leave it.
+pub(crate) fn choose(
+    logits_bv: &Tensor,
+    uniform_b: Option<&[f64]>,
+    options: &SamplingOptions,
+) -> (Tensor, Tensor) {
+    if logits_bv.device().is_cuda() || torch_ext::is_plain() {
+        return choose_by_tensors(logits_bv, uniform_b, options);
+    }
+    let cuts = Cuts {
+        temperature: if options.greedy {
+            1.0
+        } else {
+            options.temperature
+        },
+        top_k: options.top_k,
+        top_p: options.top_p,
+    };
+    let (ids_b, logprobs_b) =
+        torch_ext::sample(logits_bv, uniform_b, &cuts).unwrap_or_else(|error| panic!("{error}"));
+    (Tensor::from_slice(&ids_b), Tensor::from_slice(&logprobs_b))
+}
+
+fn choose_by_tensors(
+    logits_bv: &Tensor,
+    uniform_b: Option<&[f64]>,
+    options: &SamplingOptions,
+) -> (Tensor, Tensor) {
+    let logprobs_bv = log_distribution(logits_bv, options);
+    let ids_b1 = match uniform_b {
+        Some(uniform_b) => {
+            let uniform_b = Tensor::from_slice(uniform_b).to_device(logits_bv.device());
+            invert_cdf(&logprobs_bv, &uniform_b.unsqueeze(1))
+        }
+        None => logprobs_bv.argmax(-1, true),
+    };
+    let logprobs_b1 = logprobs_bv.gather(-1, &ids_b1, false);
+    (ids_b1.squeeze_dim(1), logprobs_b1.squeeze_dim(1))
+}
 
 /// The log-probabilities that are sampled from, in f32 (f64 for f64 logits): logits divided by the
 /// temperature, then top-k, then top-p, renormalised. Greedy: the plain log-softmax. A token that is
 /// excluded has -inf.
-pub(crate) fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
+fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
     let kind = if logits_bv.kind() == Kind::Double {
         Kind::Double
     } else {
@@ -58,7 +101,7 @@ fn keep_top_p(logits_bv: &Tensor, p: f64) -> Tensor {
 
 /// The inverse of each row's CDF at a uniform number: the first token whose cumulative probability (in
 /// f64) passes it. Tokens of probability 0 are never chosen.
-pub(crate) fn invert_cdf(logprobs_bv: &Tensor, uniform_b1: &Tensor) -> Tensor {
+fn invert_cdf(logprobs_bv: &Tensor, uniform_b1: &Tensor) -> Tensor {
     // Converted first: `cumsum` with another type than its input's is ten times slower on a CPU.
     let cdf_bv = logprobs_bv.exp().to_kind(Kind::Double).cumsum(-1, None);
     let last = cdf_bv.size()[1] - 1;
@@ -184,5 +227,58 @@ mod tests {
         let uniform_b1 = Tensor::from_slice(&[0.5]).view([1, 1]);
         let id = invert_cdf(&logprobs_bv, &uniform_b1).int64_value(&[0, 0]);
         assert!((0..3).contains(&id), "{id}");
+    }
+
+    /// The tensors' way and the CPU's own, in all cuts; with 700 tokens a search passes several stretches.
+    #[test]
+    fn both_ways_choose_the_same_tokens() {
+        tch::manual_seed(5);
+        let logits_bv = Tensor::randn([64, 700], (Kind::Double, Device::Cpu)) * 3.0;
+        let uniform: Vec<f64> = (0..64)
+            .map(|i| runtime::seeds::uniform(6, "test", i, 0))
+            .collect();
+        let cuts = [
+            (None, None),
+            (Some(1), None),
+            (Some(40), None),
+            (Some(700), Some(1.0)),
+            (None, Some(0.7)),
+            (None, Some(1e-9)),
+            (Some(30), Some(0.5)),
+        ];
+        for (top_k, top_p) in cuts {
+            for uniform_b in [Some(&uniform[..]), None] {
+                let options = SamplingOptions {
+                    greedy: uniform_b.is_none(),
+                    ..options(top_k, top_p)
+                };
+                let (ids_b, logprobs_b) = choose(&logits_bv, uniform_b, &options);
+                let (plain_b, plain_logprobs_b) =
+                    choose_by_tensors(&logits_bv, uniform_b, &options);
+                assert!(ids_b.equal(&plain_b), "top-k {top_k:?}, top-p {top_p:?}");
+                let gap = (logprobs_b - plain_logprobs_b).abs().max();
+                assert!(gap.double_value(&[]) < 1e-12);
+                // Single precision keeps the likely tokens and their numbers.
+                let (_, single_b) = choose(&logits_bv.to_kind(Kind::Float), None, &options);
+                assert!(single_b.isfinite().all().int64_value(&[]) == 1);
+            }
+        }
+    }
+
+    #[test]
+    fn the_cpus_own_way_keeps_its_bounds() {
+        let choose_one = |logits: &Tensor, u: f64| {
+            let (ids_b, logprobs_b) = choose(logits, Some(&[u]), &options(None, None));
+            (ids_b.int64_value(&[0]), logprobs_b.double_value(&[0]))
+        };
+        for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {
+            let logits = logits(&[0.0, 0.7, 0.3, 0.0]).to_kind(kind);
+            assert_eq!(choose_one(&logits, 0.0).0, 1);
+            assert_eq!(choose_one(&logits, 1.0 - f64::EPSILON / 2.0).0, 2);
+            for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                let (id, logprob) = choose_one(&logits.full_like(broken), 0.5);
+                assert!((0..4).contains(&id) && logprob.is_nan(), "{id} {logprob}");
+            }
+        }
     }
 }

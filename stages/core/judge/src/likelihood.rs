@@ -15,12 +15,13 @@ pub fn response_logprobs(
     temperature: f64,
     batch: usize,
 ) -> Vec<Vec<f64>> {
-    of_responses(model, pairs, pad_id, batch, |hidden_btd, ids_bt, start| {
+    let head = |model: &Model, hidden_btd: &Tensor, ids_bt: &Tensor, start| {
         model::response_logprobs(model, hidden_btd, ids_bt, start, temperature)
-    })
+    };
+    of_responses(model, pairs, pad_id, batch, head)
 }
 
-/// What `head` makes of the hidden states, for every response token: it takes the hidden states, the
+/// What `head` makes of the hidden states, for every response token: it takes the model, the hidden states, the
 /// ids and the first response column, and gives a row of response columns for each pair. Without gradients,
 /// at most `batch` rows at a time, rows of like length together.
 pub fn of_responses(
@@ -28,8 +29,13 @@ pub fn of_responses(
     pairs: &[(&[u32], &[u32])],
     pad_id: u32,
     batch: usize,
-    head: impl Fn(&Tensor, &Tensor, i64) -> Tensor,
+    head: impl Fn(&Model, &Tensor, &Tensor, i64) -> Tensor,
 ) -> Vec<Vec<f64>> {
+    let longest = pairs
+        .iter()
+        .map(|(prompt, response)| prompt.len() + response.len())
+        .max();
+    let model = &no_grad(|| model.for_inference(batch * longest.unwrap_or(0)));
     let mut order: Vec<usize> = (0..pairs.len()).collect();
     order.sort_by_key(|&row| (pairs[row].1.len(), pairs[row].0.len()));
     let mut rows = vec![Vec::new(); pairs.len()];
@@ -37,7 +43,7 @@ pub fn of_responses(
         let chunk: Vec<(&[u32], &[u32])> = members.iter().map(|&row| pairs[row]).collect();
         let (padded, start) = pad_pairs(&chunk, pad_id);
         let input = Input::from_padded(&padded, model.device());
-        let x_br = no_grad(|| head(&model.hidden(&input), &input.ids_bt, start as i64));
+        let x_br = no_grad(|| head(model, &model.hidden(&input), &input.ids_bt, start as i64));
         let lengths = chunk.iter().map(|(_, response)| response.len());
         for (&row, values) in members.iter().zip(truncated(&x_br, lengths)) {
             rows[row] = values;

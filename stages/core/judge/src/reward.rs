@@ -104,12 +104,14 @@ impl RewardJudge {
         self.validate(rows, batch)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|&row| std::cmp::Reverse(rows[row].len()));
+        let longest = rows.iter().map(Vec::len).max().unwrap_or(0);
         let batches: Vec<Tensor> = tch::no_grad(|| {
+            let model = self.model.for_inference(batch.min(rows.len()) * longest);
             order
                 .chunks(batch)
                 .map(|members| {
                     let members: Vec<&[u32]> = members.iter().map(|&row| &rows[row][..]).collect();
-                    self.score_batch(&members, pad_id)
+                    score_batch(&model, &members, pad_id)
                 })
                 .collect()
         });
@@ -154,16 +156,15 @@ impl RewardJudge {
         }
         Ok(())
     }
+}
 
-    /// Rewards of one right-padded batch, on the model's device, in f64.
-    fn score_batch(&self, rows: &[&[u32]], pad_id: u32) -> Tensor {
-        let device = self.model.device();
-        let padded = pad(rows, Side::Right, pad_id, None);
-        let hidden_btd = self.model.hidden(&Input::from_padded(&padded, device));
-        let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-        let scores_b = self.model.scalar_at_last(&hidden_btd, &lengths);
-        scores_b.to_kind(Kind::Double)
-    }
+/// Rewards of one right-padded batch, on the model's device, in f64.
+fn score_batch(model: &Model, rows: &[&[u32]], pad_id: u32) -> Tensor {
+    let padded = pad(rows, Side::Right, pad_id, None);
+    let hidden_btd = model.hidden(&Input::from_padded(&padded, model.device()));
+    let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
+    let scores_b = model.scalar_at_last(&hidden_btd, &lengths);
+    scores_b.to_kind(Kind::Double)
 }
 
 fn to_host(values_b: &Tensor) -> Vec<f64> {

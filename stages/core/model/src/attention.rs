@@ -17,15 +17,13 @@ pub(crate) enum Mask {
     Added(Tensor),
 }
 
-/// The queries and keys of a pass.
+/// The queries of a pass, whose keys are the same positions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Span<'a> {
-    /// Keys that precede the queries.
-    pub(crate) past: i64,
-    /// Queries; as many keys follow the past ones.
-    pub(crate) queries: i64,
-    /// `true` on real keys, bool `[b, s]`; `None` where nothing precedes a real key.
-    pub(crate) valid_bs: Option<&'a Tensor>,
+    /// Positions.
+    pub(crate) len: i64,
+    /// `true` on real tokens, bool `[b, t]`; `None` where no padding precedes one.
+    pub(crate) valid_bt: Option<&'a Tensor>,
     /// For each row how many of its first keys all of its queries see; empty: none.
     pub(crate) prefixes: &'a [usize],
     /// Where the tensors lie.
@@ -33,25 +31,21 @@ pub(crate) struct Span<'a> {
 }
 
 impl Span<'_> {
-    fn keys(&self) -> i64 {
-        self.past + self.queries
-    }
-
     /// Which keys each query sees, bool `[b, 1, t, s]` or `[1, 1, t, s]`: all up to its own, or the last
     /// `window` of them, and those of the prefix. Every query sees at least itself, so that no softmax is
     /// over nothing (NaN).
     fn seen(&self, window: Option<i64>) -> Tensor {
         let options = (Kind::Int64, self.device);
-        let keys_s = Tensor::arange(self.keys(), options);
-        let queries_t1 = Tensor::arange_start(self.past, self.keys(), options).unsqueeze(1);
+        let keys_s = Tensor::arange(self.len, options);
+        let queries_t1 = keys_s.unsqueeze(1);
         let mut seen_ts = keys_s.le_tensor(&queries_t1);
         if let Some(window) = window {
             seen_ts = seen_ts.logical_and(&keys_s.gt_tensor(&(&queries_t1 - window)));
         }
         let own_ts = keys_s.eq_tensor(&queries_t1);
-        let seen = match self.valid_bs {
-            Some(valid_bs) => seen_ts
-                .logical_and(&valid_bs.unsqueeze(1))
+        let seen = match self.valid_bt {
+            Some(valid_bt) => seen_ts
+                .logical_and(&valid_bt.unsqueeze(1))
                 .logical_or(&own_ts),
             None => seen_ts.unsqueeze(0),
         };
@@ -68,15 +62,15 @@ impl Span<'_> {
 
     /// Whether every query sees every key.
     fn is_whole(&self) -> bool {
-        let whole = |prefix: &usize| *prefix as i64 == self.keys();
+        let whole = |prefix: &usize| *prefix as i64 == self.len;
         !self.prefixes.is_empty() && self.prefixes.iter().all(whole)
     }
 
     /// Each key's position among the real ones of its row, int64 `[b, s]` or `[1, s]`.
     fn key_positions(&self) -> Tensor {
-        match self.valid_bs {
-            Some(valid_bs) => (valid_bs.cumsum(1, Kind::Int64) - 1).clamp_min(0),
-            None => Tensor::arange(self.keys(), (Kind::Int64, self.device)).unsqueeze(0),
+        match self.valid_bt {
+            Some(valid_bt) => (valid_bt.cumsum(1, Kind::Int64) - 1).clamp_min(0),
+            None => Tensor::arange(self.len, (Kind::Int64, self.device)).unsqueeze(0),
         }
     }
 }
@@ -88,11 +82,10 @@ impl Mask {
         // A window that no key leaves is none.
         let window = window
             .map(|window| window as i64)
-            .filter(|window| *window < span.keys());
-        match (span.valid_bs, window) {
+            .filter(|window| *window < span.len);
+        match (span.valid_bt, window) {
             (None, None) if span.is_whole() => Self::Full,
-            (None, None) if span.past == 0 && span.prefixes.is_empty() => Self::Causal,
-            (None, None) if span.queries == 1 => Self::Full,
+            (None, None) if span.prefixes.is_empty() => Self::Causal,
             _ => {
                 let seen = span.seen(window);
                 let zeros = seen.zeros_like().to_kind(kind);
@@ -101,19 +94,24 @@ impl Mask {
         }
     }
 
-    /// The mask of a span with `ALiBi` (Press et al. 2022), as what is added to the products: `slope *
-    /// position of the key / sqrt(e)`, whose product is rounded to bf16 first, as in Falcon's training.
-    /// (The query's own position would add the same to all of its keys.)
+    /// The mask of a span with [`alibi_bias`].
     pub(crate) fn alibi(span: &Span, heads: usize, head_dim: usize, kind: Kind) -> Self {
-        let slopes_h = Tensor::from_slice(&alibi_slopes(heads))
-            .to_kind(Kind::BFloat16)
-            .to_device(span.device);
-        let positions_b11s = span.key_positions().unsqueeze(1).unsqueeze(1);
-        let bias_bh1s = (slopes_h.view([-1, 1, 1]) * positions_b11s).to_kind(kind);
-        let bias_bh1s = bias_bh1s / (head_dim as f64).sqrt();
+        let positions_bs = span.key_positions();
+        let bias_bh1s = alibi_bias(&positions_bs.unsqueeze(1), heads, head_dim, kind).unsqueeze(2);
         let hidden = span.seen(None).logical_not();
         Self::Added(bias_bh1s.masked_fill(&hidden, f64::NEG_INFINITY))
     }
+}
+
+/// What `ALiBi` (Press et al. 2022) adds to the products, `[.., h, s]` for keys at positions `[.., 1, s]` or
+/// `[s]`: `slope * position / sqrt(e)`, whose product is rounded to bf16 first, as in Falcon's training. (The
+/// query's own position would add the same to all of its keys.)
+pub(crate) fn alibi_bias(positions: &Tensor, heads: usize, head_dim: usize, kind: Kind) -> Tensor {
+    let slopes_h1 = Tensor::from_slice(&alibi_slopes(heads))
+        .to_kind(Kind::BFloat16)
+        .to_device(positions.device())
+        .unsqueeze(-1);
+    (slopes_h1 * positions).to_kind(kind) / (head_dim as f64).sqrt()
 }
 
 /// Powers of `2^(-8/n)` for the `n` heads of a power of two; between two powers, every second slope of

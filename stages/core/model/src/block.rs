@@ -5,8 +5,10 @@
 use recipe::families::{MlpNames, QkvNames};
 use recipe::shape::{Activation, BlockOrder, ModelShape, NormKind};
 use tch::Tensor;
+use torch_ext::{TorchError, is_fusible, rms_norm, swiglu};
 
 use crate::attention::{Mask, attend};
+use crate::cached::CachedSpan;
 use crate::linear::{Linear, Weight};
 use crate::parameters::Parameters;
 use crate::positions::Rotation;
@@ -16,19 +18,31 @@ use crate::positions::Rotation;
 pub(crate) struct Context {
     /// Present where positions rotate queries and keys.
     pub(crate) rotation: Option<Rotation>,
-    /// Which keys a query sees.
-    pub(crate) mask: Mask,
-    /// The same in layers with a sliding window, where there are any.
-    pub(crate) local_mask: Option<Mask>,
+    /// What a query sees.
+    pub(crate) sight: Sight,
     /// The rate of dropout before adapters.
     pub(crate) adapter_dropout: f64,
 }
 
-/// Keys and values of one layer, `[b, h, capacity, e]`, of which `past` positions are filled.
+/// Which keys queries see.
+#[derive(Debug)]
+pub(crate) enum Sight {
+    /// Keys of the same pass.
+    Pass {
+        /// Which.
+        mask: Mask,
+        /// The same in layers with a sliding window, where there are any.
+        local: Option<Mask>,
+    },
+    /// Keys of the cache, to which those of this pass are added.
+    Cache(CachedSpan),
+}
+
+/// Keys `[blocks, h, e, 16]` and values `[blocks, h, 16, e]` of one layer.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct LayerCache<'a> {
     pub(crate) keys: &'a Tensor,
     pub(crate) values: &'a Tensor,
-    pub(crate) past: i64,
 }
 
 /// The parameters of a model by name; a missing one is a broken invariant (`recipe::tensors` listed
@@ -36,6 +50,8 @@ pub(crate) struct LayerCache<'a> {
 pub(crate) struct Params<'a> {
     pub(crate) all: &'a Parameters,
     pub(crate) shape: &'a ModelShape,
+    /// For products of how many rows matrices are packed; `None`: they are not.
+    pub(crate) packed: Option<usize>,
 }
 
 impl Params<'_> {
@@ -52,6 +68,20 @@ impl Params<'_> {
     }
 
     pub(crate) fn linear(&self, name: &str, bias: bool) -> Linear {
+        let linear = self.plain(name, bias);
+        match self.packed {
+            Some(rows) => linear.into_packed(rows),
+            None => linear,
+        }
+    }
+
+    /// Several matrices of the same inputs as one, where that can be.
+    fn joined(&self, names: &[String], bias: bool) -> Option<Linear> {
+        let parts: Vec<Linear> = names.iter().map(|name| self.plain(name, bias)).collect();
+        Linear::joined(&parts.iter().collect::<Vec<_>>(), self.packed?)
+    }
+
+    fn plain(&self, name: &str, bias: bool) -> Linear {
         let adapter = self.all.adapter.as_ref();
         Linear {
             weight: match self.all.codes(&format!("{name}.weight")) {
@@ -87,6 +117,7 @@ impl Norm {
         let dims = self.weight.size();
         match &self.bias {
             Some(bias) => x_btd.layer_norm(dims, Some(&self.weight), Some(bias), self.eps, true),
+            None if is_fusible(x_btd) => fused(rms_norm(x_btd, &self.weight, self.eps)),
             None => x_btd.rms_norm(dims, Some(&self.weight), self.eps),
         }
     }
@@ -95,7 +126,9 @@ impl Norm {
 #[derive(Debug)]
 enum QueryKeyValue {
     Split([Linear; 3]),
-    /// All queries, then all keys, then all values.
+    /// All queries, then all keys, then all values, in one product.
+    Joined(Linear),
+    /// The same with as many of each.
     Thirds(Linear),
     /// For each key head its queries, its key and its value.
     Groups(Linear),
@@ -118,12 +151,16 @@ struct Attention {
 impl Attention {
     fn new(params: &Params, block: &str, index: usize) -> Self {
         let (shape, names) = (params.shape, params.shape.names());
-        let linear = |part: &str| params.linear(&format!("{block}.{part}"), shape.biases.qkv);
+        let name = |part: &str| format!("{block}.{part}");
+        let linear = |part: &str| params.linear(&name(part), shape.biases.qkv);
         let norm = |part: &str| params.norm(&format!("{block}.{part}"));
         let local = shape.local.as_ref();
         Self {
             qkv: match names.qkv {
-                QkvNames::Split(parts) => QueryKeyValue::Split(parts.map(linear)),
+                QkvNames::Split(parts) => match params.joined(&parts.map(name), shape.biases.qkv) {
+                    Some(joined) => QueryKeyValue::Joined(joined),
+                    None => QueryKeyValue::Split(parts.map(linear)),
+                },
                 QkvNames::Thirds(part) => QueryKeyValue::Thirds(linear(part)),
                 QkvNames::Groups(part) => QueryKeyValue::Groups(linear(part)),
             },
@@ -147,6 +184,15 @@ impl Attention {
                 split(&k.forward(x_btd, dropout), self.kv_heads),
                 split(&v.forward(x_btd, dropout), self.kv_heads),
             ],
+            QueryKeyValue::Joined(linear) => {
+                let y = linear.forward(x_btd, dropout);
+                let mut start = 0;
+                [self.heads, self.kv_heads, self.kv_heads].map(|heads| {
+                    let part = y.narrow(-1, start, heads * self.head_dim);
+                    start += heads * self.head_dim;
+                    split(&part, heads)
+                })
+            }
             QueryKeyValue::Thirds(linear) => {
                 let parts = linear.forward(x_btd, dropout).chunk(3, -1);
                 [0, 1, 2].map(|i| split(&parts[i], self.heads))
@@ -172,24 +218,38 @@ impl Attention {
             q = rotation.apply(&q);
             k = rotation.apply(&k);
         }
-        let mask = match &context.local_mask {
-            Some(mask) if self.local => mask,
-            _ => &context.mask,
-        };
-        let y_bhte = match cache {
-            None => attend(&q, &k, &v, mask, self.scale),
-            Some(cache) => {
-                let total = cache.past + len;
-                cache.keys.narrow(2, cache.past, len).copy_(&k);
-                cache.values.narrow(2, cache.past, len).copy_(&v);
-                let keys = cache.keys.narrow(2, 0, total);
-                let values = cache.values.narrow(2, 0, total);
-                attend(&q, &keys, &values, mask, self.scale)
+        let y_bhte = match (&context.sight, cache) {
+            (Sight::Pass { mask, local }, None) => {
+                let mask = local.as_ref().filter(|_| self.local).unwrap_or(mask);
+                attend(&q, &k, &v, mask, self.scale)
             }
+            (Sight::Cache(span), Some(layer)) => {
+                // Each token is a row of its own.
+                let [q, k, v] = [&q, &k, &v].map(|x_nh1e| x_nh1e.squeeze_dim(2));
+                let usual = 1.0 / (self.head_dim as f64).sqrt();
+                let scale = self.scale.unwrap_or(usual);
+                span.attend([&q, &k, &v], layer, scale, self.local)
+                    .unsqueeze(2)
+            }
+            _ => unreachable!("a layer has a cache where the pass has one"),
         };
         let y_btd = y_bhte.transpose(1, 2).reshape([rows, len, -1]);
         self.output.forward(&y_btd, context.adapter_dropout)
     }
+}
+
+/// `activation(gate) up`.
+fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Tensor {
+    if activation == Activation::Silu && is_fusible(gate) {
+        fused(swiglu(gate, up))
+    } else {
+        activate(gate, activation) * up
+    }
+}
+
+/// Of tensors that the model itself made.
+fn fused(made: Result<Tensor, TorchError>) -> Tensor {
+    made.unwrap_or_else(|error| panic!("{error}"))
 }
 
 #[derive(Debug)]
@@ -219,9 +279,19 @@ impl Mlp {
                 let [up, down] = parts.map(linear);
                 Self::Plain { up, down }
             }
-            MlpNames::Gated(parts) => {
-                let [gate, up, down] = parts.map(linear);
-                Self::Gated { gate, up, down }
+            MlpNames::Gated([gate, up, down]) => {
+                let names = [gate, up].map(|part| format!("{block}.{part}"));
+                match params.joined(&names, biased) {
+                    Some(both) => Self::FusedGate {
+                        both,
+                        down: linear(down),
+                    },
+                    None => Self::Gated {
+                        gate: linear(gate),
+                        up: linear(up),
+                        down: linear(down),
+                    },
+                }
             }
             MlpNames::FusedGate(parts) => {
                 let [both, down] = parts.map(linear);
@@ -237,12 +307,12 @@ impl Mlp {
                 down.forward(&up, dropout)
             }
             Self::Gated { gate, up, down } => {
-                let gate = activate(&gate.forward(x_btd, dropout), activation);
-                down.forward(&(gate * up.forward(x_btd, dropout)), dropout)
+                let (gate, up) = (gate.forward(x_btd, dropout), up.forward(x_btd, dropout));
+                down.forward(&gated(&gate, &up, activation), dropout)
             }
             Self::FusedGate { both, down } => {
                 let parts = both.forward(x_btd, dropout).chunk(2, -1);
-                down.forward(&(activate(&parts[0], activation) * &parts[1]), dropout)
+                down.forward(&gated(&parts[0], &parts[1], activation), dropout)
             }
         }
     }

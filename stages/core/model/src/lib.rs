@@ -18,6 +18,7 @@ mod adapter;
 mod attention;
 mod block;
 mod cache;
+mod cached;
 mod checkpoint;
 mod derived;
 mod draw;
@@ -36,7 +37,7 @@ mod tape;
 mod transformer;
 pub mod weights;
 
-pub use cache::KvCache;
+pub use cache::{CachedRow, KvCache};
 pub use checkpoint::{Checkpoint, write_folder};
 pub use error::ModelError;
 pub use input::Input;

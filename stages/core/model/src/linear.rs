@@ -1,6 +1,7 @@
 //! A product with a matrix of a block: a weight as tensor or codes, its bias, and an adapter beside them.
 
 use tch::Tensor;
+use torch_ext::PackedMatrix;
 
 use crate::adapter::LowRank;
 use crate::quantized::QuantizedMatrix;
@@ -14,6 +15,19 @@ pub(crate) enum Weight {
     InOut(Tensor),
     /// Frozen.
     Codes(QuantizedMatrix),
+    /// A copy in another order, without gradients.
+    Packed(PackedMatrix),
+}
+
+impl Weight {
+    /// A packed copy for products of some rows, where there is such a thing.
+    fn packed(&self, rows: usize) -> Option<PackedMatrix> {
+        match self {
+            Self::OutIn(weight) => PackedMatrix::new(weight, rows),
+            Self::InOut(weight) => PackedMatrix::new(&weight.tr(), rows),
+            Self::Codes(_) | Self::Packed(_) => None,
+        }
+    }
 }
 
 /// A matrix, its bias, and what is trained in its place, where there is such a thing.
@@ -34,6 +48,34 @@ impl Linear {
         }
     }
 
+    /// With its weight packed, where that can be.
+    pub(crate) fn into_packed(mut self, rows: usize) -> Self {
+        if let Some(packed) = self.weight.packed(rows) {
+            self.weight = Weight::Packed(packed);
+        }
+        self
+    }
+
+    /// One packed matrix with the outputs of all behind each other, where that can be.
+    pub(crate) fn joined(parts: &[&Self], rows: usize) -> Option<Self> {
+        let weight = |part: &&Self| match &part.weight {
+            Weight::OutIn(weight) if part.adapter.is_none() => Some(weight.shallow_clone()),
+            _ => None,
+        };
+        let weights: Vec<Tensor> = parts.iter().map(weight).collect::<Option<_>>()?;
+        let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
+        let bias = match biases.len() {
+            0 => None,
+            n if n == parts.len() => Some(Tensor::cat(&biases, 0)),
+            _ => return None,
+        };
+        Some(Self {
+            weight: Weight::Packed(PackedMatrix::new(&Tensor::cat(&weights, 0), rows)?),
+            bias,
+            adapter: None,
+        })
+    }
+
     /// The product with the matrix itself.
     fn product(&self, x_btd: &Tensor) -> Tensor {
         match (&self.weight, &self.bias) {
@@ -44,6 +86,7 @@ impl Linear {
                 bias.addmm(&rows, weight).view([dims[0], dims[1], -1])
             }
             (Weight::InOut(weight), None) => x_btd.matmul(weight),
+            (Weight::Packed(matrix), bias) => matrix.product(x_btd, bias.as_ref()),
             (Weight::Codes(matrix), Some(bias)) => matrix.product(x_btd) + bias,
             (Weight::Codes(matrix), None) => matrix.product(x_btd),
         }

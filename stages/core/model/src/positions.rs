@@ -6,6 +6,7 @@ use std::f64::consts::PI;
 
 use recipe::shape::{RopeScaling, Rotary, Yarn};
 use tch::{Device, Kind, Tensor};
+use torch_ext::is_fusible;
 
 /// Rotary position embedding (Su et al. 2021): `x cos + rotate(x) sin` of the first numbers of a head,
 /// where `rotate` takes pairs of numbers a half apart (Llama), or of neighbours (GLM).
@@ -59,6 +60,13 @@ impl Rotation {
     }
 
     pub(crate) fn apply(&self, x_bhte: &Tensor) -> Tensor {
+        if is_fusible(x_bhte) {
+            let Self {
+                cos_b1te, sin_b1te, ..
+            } = self;
+            return torch_ext::rotate(x_bhte, cos_b1te, sin_b1te, self.interleaved)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
         let (width, rotated) = (last(x_bhte), last(&self.cos_b1te));
         if rotated == width {
             return self.apply_whole(x_bhte);

@@ -4,12 +4,15 @@
 
 use std::collections::BTreeMap;
 
+use recipe::arithmetic::PACKED_BYTES;
 use recipe::shape::{ModelShape, Positions};
 use recipe::tensors::{Head, SCALAR_HEAD, tensors};
 use tch::{Device, Kind, Tensor};
+use torch_ext::{CACHE_BLOCK, CachedRows, PackedMatrix};
 
-use crate::attention::{Mask, Span};
-use crate::block::{Block, Context, Norm, Params};
+use crate::attention::{Mask, Span, alibi_bias};
+use crate::block::{Block, Context, Norm, Params, Sight};
+use crate::cached::CachedSpan;
 use crate::draw::draw;
 use crate::input::Input;
 use crate::linear::Linear;
@@ -37,6 +40,7 @@ pub struct Model {
     blocks: Vec<Block>,
     norm: Option<Norm>,
     output_vd: Tensor,
+    packed_output: Option<PackedMatrix>,
 }
 
 impl Model {
@@ -60,9 +64,36 @@ impl Model {
         reward_shift: f64,
         parameters: Parameters,
     ) -> Self {
+        Self::build(shape, head, reward_shift, parameters, None)
+    }
+
+    /// The same model for passes over about `rows` tokens under `no_grad`. On a CPU the matrices are copied into
+    /// an order in which products are fast, up to [`PACKED_BYTES`] of them; all else is shared. Changes of the
+    /// original do not show in the copies.
+    #[must_use]
+    pub fn for_inference(&self, rows: usize) -> Self {
+        let bytes = self.num_params() * self.kind().elt_size_in_bytes();
+        let pays = self.device() == Device::Cpu && bytes <= PACKED_BYTES;
+        Self::build(
+            self.shape.clone(),
+            self.head,
+            self.reward_shift,
+            self.parameters.map(Tensor::shallow_clone),
+            pays.then_some(rows),
+        )
+    }
+
+    fn build(
+        shape: ModelShape,
+        head: Head,
+        reward_shift: f64,
+        parameters: Parameters,
+        packed: Option<usize>,
+    ) -> Self {
         let by_name = Params {
             all: &parameters,
             shape: &shape,
+            packed,
         };
         let names = shape.names();
         let embedding_vd = by_name.weight(names.embedding);
@@ -88,6 +119,7 @@ impl Model {
         let project = narrow.then(|| names.project.map(|name| by_name.linear(name, false)));
         let blocks = (0..shape.layers).map(|i| Block::new(&by_name, i)).collect();
         let norm = shape.final_norm().then(|| by_name.norm(names.final_norm));
+        let packed_output = packed.and_then(|rows| PackedMatrix::new(&output_vd, rows));
         Self {
             shape,
             head,
@@ -100,6 +132,7 @@ impl Model {
             blocks,
             norm,
             output_vd,
+            packed_output,
         }
     }
 
@@ -160,7 +193,10 @@ impl Model {
     /// # Panics
     /// For a scalar head.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.linear(self.output_weight(), None::<Tensor>)
+        match &self.packed_output {
+            Some(packed) => packed.product(hidden, None),
+            None => hidden.linear(self.output_weight(), None::<Tensor>),
+        }
     }
 
     /// The scalar head's numbers `[...]` of hidden states `[..., d]`, raw, in f32 (f64 for f64).
@@ -261,35 +297,56 @@ impl Model {
             "tokens that see each other in both directions, in {shape:?}"
         );
         let span = Span {
-            past: 0,
-            queries: input.ids_bt.size()[1],
-            valid_bs: input.valid_bt.as_ref(),
+            len: input.ids_bt.size()[1],
+            valid_bt: input.valid_bt.as_ref(),
             prefixes,
             device: self.device(),
         };
-        self.span_context(&span, &input.positions(), input.lengths_b.as_ref())
+        let mask = match shape.positions {
+            Positions::Alibi => Mask::alibi(&span, shape.heads, shape.head_dim, self.kind()),
+            _ => Mask::new(&span, None, self.kind()),
+        };
+        let local = shape.local.as_ref();
+        Context {
+            rotation: self.rotation(&input.positions(), input.lengths_b.as_ref()),
+            sight: Sight::Pass {
+                mask,
+                local: local.map(|local| Mask::new(&span, Some(local.window), self.kind())),
+            },
+            adapter_dropout: 0.0,
+        }
+    }
+
+    /// What the blocks share, for a pass over the cache; each token is a row of one column, and its length that
+    /// of the row it stands in.
+    pub(crate) fn cached_context(
+        &self,
+        rows: CachedRows,
+        positions_n1: &Tensor,
+        lengths_n: &Tensor,
+    ) -> Context {
+        let shape = &self.shape;
+        let bias_hs = matches!(shape.positions, Positions::Alibi).then(|| {
+            let keys = (rows.columns() * CACHE_BLOCK) as i64;
+            let keys_s = Tensor::arange(keys, (Kind::Int64, self.device()));
+            let bias_hs = alibi_bias(&keys_s, shape.heads, shape.head_dim, self.kind());
+            match self.kind() {
+                Kind::Double => bias_hs,
+                _ => bias_hs.to_kind(Kind::Float),
+            }
+        });
+        let window = shape.local.as_ref().map(|local| local.window);
+        Context {
+            rotation: self.rotation(positions_n1, Some(lengths_n)),
+            sight: Sight::Cache(CachedSpan::new(rows, bias_hs, window, self.device())),
+            adapter_dropout: 0.0,
+        }
     }
 
     /// `lengths_b`: tokens of each row, int64 `[b]`, where they are not its largest position plus 1.
-    pub(crate) fn span_context(
-        &self,
-        span: &Span,
-        positions_bt: &Tensor,
-        lengths_b: Option<&Tensor>,
-    ) -> Context {
-        let shape = &self.shape;
-        let local = shape.local.as_ref();
-        Context {
-            rotation: shape
-                .rotary()
-                .map(|rotary| Rotation::new(rotary, positions_bt, lengths_b, self.kind())),
-            mask: match shape.positions {
-                Positions::Alibi => Mask::alibi(span, shape.heads, shape.head_dim, self.kind()),
-                _ => Mask::new(span, None, self.kind()),
-            },
-            local_mask: local.map(|local| Mask::new(span, Some(local.window), self.kind())),
-            adapter_dropout: 0.0,
-        }
+    fn rotation(&self, positions_bt: &Tensor, lengths_b: Option<&Tensor>) -> Option<Rotation> {
+        let rotary = self.shape.rotary()?;
+        Some(Rotation::new(rotary, positions_bt, lengths_b, self.kind()))
     }
 
     /// Tokens and their positions; `places_bt` are their places within spans, whose positions are not

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use model::{Head, Input, KvCache, Model, RecordOptions, response_logprobs, weights};
+use model::{CachedRow, Head, Input, KvCache, Model, RecordOptions, response_logprobs, weights};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{AdamWStep, fused_adamw};
 
@@ -224,12 +224,12 @@ fn cached_decoding_beyond_the_trained_length_agrees_with_transformers() {
     let columns = row_bt.size()[1];
     assert!(columns as usize > model.shape.fixed_positions());
     let _guard = tch::no_grad_guard();
-    let mut cache = KvCache::new(&model, 1, columns as usize);
+    let mut cache = KvCache::new(&model, KvCache::blocks_for(columns as usize));
+    let mut row = CachedRow::default();
     for position in 0..columns {
-        let positions_bt = Tensor::from(position).view([1, 1]);
-        let ids_bt = row_bt.narrow(1, position, 1);
-        let hidden_btd = model.forward_cached(&ids_bt, &positions_bt, &mut cache, None);
-        let logits_v = model.logits(&hidden_btd).view(-1);
+        let ids_n = row_bt.get(0).narrow(0, position, 1);
+        let hidden_bd = model.forward_cached(&ids_n, &mut [(&mut row, 1)], &mut cache);
+        let logits_v = model.logits(&hidden_bd).view(-1);
         let gap = (logits_v - golden["cached"].get(0).get(position)).abs();
         let worst = gap.max().double_value(&[]);
         assert!(worst <= 1e-9, "token {position}: {worst:e}");

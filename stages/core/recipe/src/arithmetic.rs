@@ -11,6 +11,9 @@ use crate::tensors::{Head, TensorSpec, tensors};
 /// A loss computes logits a chunk at a time, of at most this size in f32 (less on a CPU).
 pub const LOGIT_CHUNK_BYTES: usize = 512 << 20;
 
+/// On a CPU a model is copied for decoding, its matrices in another order, where it is not larger than this.
+pub const PACKED_BYTES: usize = 2 << 30;
+
 impl Dtype {
     /// Bytes of one number.
     pub fn bytes(self) -> u64 {

@@ -41,6 +41,15 @@ pub struct Sampling {
     pub seed: u64,
 }
 
+/// A beam search.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Beams {
+    /// Beginnings kept side by side.
+    pub beams: usize,
+    /// The power of a response's length that its sum of log-probabilities is divided by.
+    pub length_penalty: f64,
+}
+
 /// What is to be continued.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "from", rename_all = "snake_case")]
@@ -70,6 +79,8 @@ pub struct GenerateRequest {
     pub num_samples: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
+    /// The likeliest responses, in place of samples.
+    pub beams: Option<Beams>,
     /// How it is computed.
     pub compute: Compute,
 }

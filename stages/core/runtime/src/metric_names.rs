@@ -195,6 +195,11 @@ pub const METRICS: &[MetricSpec] = &[
         "s",
         "wall time of the update or iteration, without evaluations and snapshots",
     ),
+    metric(
+        "time/data",
+        "s",
+        "wait for the update's batch, part of time/step",
+    ),
     metric("time/sample", "s", "sampling of the responses"),
     metric(
         "time/score",

@@ -32,31 +32,6 @@ pub fn permutation(seed: u64, purpose: &str, epoch: u64, len: usize) -> Vec<usiz
     order
 }
 
-/// A permutation of `0..len` that visits windows of `window` neighbours in random order, each in
-/// random order within itself: data that is read by row groups need not be whole in memory.
-///
-/// # Panics
-/// `window` is 0.
-pub fn windowed_permutation(
-    seed: u64,
-    purpose: &str,
-    epoch: u64,
-    len: usize,
-    window: usize,
-) -> Vec<usize> {
-    assert!(window > 0, "a window must hold at least one element");
-    let within_seed = key(seed, purpose, epoch, u64::MAX);
-    permutation(seed, purpose, epoch, len.div_ceil(window))
-        .into_iter()
-        .flat_map(|index| {
-            let start = index * window;
-            permutation(within_seed, purpose, index as u64, window.min(len - start))
-                .into_iter()
-                .map(move |offset| start + offset)
-        })
-        .collect()
-}
-
 /// Maps a random word to `0..bound` by its high bits (Lemire 2019, without the rejection: the bias
 /// is below `bound` / 2^64).
 fn below(word: u64, bound: usize) -> usize {
@@ -175,24 +150,5 @@ mod tests {
             counts.values().all(|&count| (850..1150).contains(&count)),
             "{counts:?}"
         );
-    }
-
-    #[test]
-    fn windows_stay_together_and_are_shuffled_both_ways() {
-        let order = windowed_permutation(1, "order", 0, 1050, 100);
-        let mut sorted = order.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..1050).collect::<Vec<_>>());
-        let mut windows: Vec<usize> = order.iter().map(|i| i / 100).collect();
-        windows.dedup();
-        assert_eq!(windows.len(), 11, "a window is visited once");
-        assert!(!windows.is_sorted());
-        let tails: Vec<usize> = order
-            .iter()
-            .filter(|&&i| i < 100)
-            .map(|i| i % 100)
-            .collect();
-        assert!(!tails.is_sorted());
-        assert_ne!(order, windowed_permutation(1, "order", 1, 1050, 100));
     }
 }

@@ -40,6 +40,60 @@ unsafe extern "C" {
         inputs: i64,
         out: *mut *mut C_tensor,
     ) -> Status;
+    pub(crate) fn rlhf_cached_attention(
+        q_nhe: *const C_tensor,
+        k_nke: *const C_tensor,
+        v_nke: *const C_tensor,
+        keys: *const C_tensor,
+        values: *const C_tensor,
+        table: *const i32,
+        columns: i64,
+        counts: *const i64,
+        pasts: *const i64,
+        num_rows: i64,
+        scale: f64,
+        window: i64,
+        bias_hs: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_rms_norm(
+        x: *const C_tensor,
+        weight_d: *const C_tensor,
+        eps: f64,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_swiglu(
+        gate: *const C_tensor,
+        up: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_rotate(
+        x_bhte: *const C_tensor,
+        cos_b1te: *const C_tensor,
+        sin_b1te: *const C_tensor,
+        interleaved: bool,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_pack_matrix(
+        weight_oi: *const C_tensor,
+        rows: i64,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_packed_linear(
+        x: *const C_tensor,
+        packed: *const C_tensor,
+        bias: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_sample(
+        logits_bv: *const C_tensor,
+        uniform_b: *const f64,
+        temperature: f64,
+        top_k: i64,
+        top_p: f64,
+        ids_b: *mut i64,
+        logprobs_b: *mut f64,
+    ) -> Status;
     pub(crate) fn rlhf_token_logprobs(
         hidden_nd: *const C_tensor,
         weight_vd: *const C_tensor,

@@ -43,6 +43,7 @@ pub struct Session<'a> {
     log: Progress,
     peak: Peak,
     started: Instant,
+    data_seconds: f64,
     evaluation_started: Option<Instant>,
     interrupted: bool,
 }
@@ -110,9 +111,18 @@ impl<'a> Session<'a> {
             log,
             peak,
             started: Instant::now(),
+            data_seconds: 0.0,
             evaluation_started: None,
             interrupted: false,
         })
+    }
+
+    /// The present step's batch; how long the step waits for it is its metric `time/data`.
+    pub fn fetch<T>(&mut self, batch: impl FnOnce(u64) -> T) -> T {
+        let started = Instant::now();
+        let batch = batch(self.step);
+        self.data_seconds = started.elapsed().as_secs_f64();
+        batch
     }
 
     /// True while updates are left and nobody asked to stop.
@@ -181,6 +191,7 @@ impl<'a> Session<'a> {
         let seen = self.step as f64 * self.plan.batch as f64;
         metrics.insert("data/epoch", seen / self.num_examples as f64);
         metrics.insert("time/step", seconds);
+        metrics.insert("time/data", self.data_seconds);
         metrics.insert("tokens_per_second", tokens as f64 / seconds);
         let context = tokens / rows.max(1);
         let flops = tokens as f64 * self.model.training_flops_per_token(context);

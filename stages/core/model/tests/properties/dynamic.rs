@@ -1,23 +1,19 @@
 //! Dynamic rotary scaling, whose angles grow with the row: what holds of it in place of "cached = full".
 
-use model::{KvCache, Model};
+use model::{CachedRow, KvCache, Model};
 use tch::Tensor;
 
 use crate::{BOUND, alone, assert_equal, is_static, models, rows};
 
-/// Token by token without a mask: a row alone.
+/// Token by token: a row alone.
 fn decode(model: &Model, row: &[i64]) -> Tensor {
-    let mut cache = KvCache::new(model, 1, row.len());
-    let steps = row.iter().zip(0_i64..).map(|(token, position)| {
-        let (ids_bt, positions_bt) = (Tensor::from(*token), Tensor::from(position));
-        model.forward_cached(
-            &ids_bt.view([1, 1]),
-            &positions_bt.view([1, 1]),
-            &mut cache,
-            None,
-        )
+    let mut cache = KvCache::new(model, KvCache::blocks_for(row.len()));
+    let mut cached = CachedRow::default();
+    let steps = row.iter().map(|token| {
+        let ids_n = Tensor::from_slice(&[*token]);
+        model.forward_cached(&ids_n, &mut [(&mut cached, 1)], &mut cache)
     });
-    Tensor::cat(&steps.collect::<Vec<_>>(), 1)
+    Tensor::stack(&steps.collect::<Vec<_>>(), 1)
 }
 
 #[test]

@@ -1,0 +1,423 @@
+// Small operators of a block in one pass over memory each, forward and backward, on the CPU: the norm,
+// the gate of the MLP, the rotation of positions. Sums are in f32 (f64 for f64) and have one order,
+// whatever the number of threads.
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/neg.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <tuple>
+
+#include "border.h"
+#include "vectors.h"
+
+namespace {
+
+using rlhf::kLanes;
+using torch::autograd::AutogradContext;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+// Calls `body` with a zero of the tensors' type.
+template <typename Body>
+void with_type(const at::Tensor& tensor, const char* what, const Body& body) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return body(float{});
+    case at::kDouble:
+      return body(double{});
+    case at::kBFloat16:
+      return body(c10::BFloat16{});
+    default:
+      TORCH_CHECK(false, what, " in ", tensor.scalar_type());
+  }
+}
+
+// The type of sums.
+at::TensorOptions wide(const at::Tensor& tensor) {
+  return tensor.options().dtype(tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
+// `body(i, count)` for each vector of a row of `d` numbers; the last may be shorter.
+template <typename Body>
+RLHF_INLINE void each_vector(int64_t d, const Body& body) {
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) {
+    body(i, kLanes);
+  }
+  if (i < d) {
+    body(i, d - i);
+  }
+}
+
+template <typename T>
+RLHF_INLINE typename rlhf::Wide<T>::Vector take(const T* from, int64_t count) {
+  return count == kLanes ? rlhf::load(from) : rlhf::load_some(from, count);
+}
+
+template <typename T>
+RLHF_INLINE void put(T* to, typename rlhf::Wide<T>::Vector x, int64_t count) {
+  if (count == kLanes) {
+    rlhf::store(to, x);
+  } else {
+    rlhf::store_some(to, x, count);
+  }
+}
+
+// y = x r w with r = 1 / sqrt(mean(x^2) + eps)  (Zhang and Sennrich 2019)
+
+template <typename T>
+struct Norm {
+  using A = typename rlhf::Wide<T>::Scalar;
+  const T* x;
+  const T* weight;
+  int64_t d;
+  double eps;
+};
+
+template <typename T, typename A>
+RLHF_INLINE void norm_rows(const Norm<T>& norm, T* y, A* scales, int64_t begin, int64_t end) {
+  using V = typename rlhf::Wide<T>::Vector;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = norm.x + row * norm.d;
+    V squares = {};
+    each_vector(norm.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const V v = take(x + i, count);
+      squares += v * v;
+    });
+    const A mean = rlhf::sum(squares) / A(norm.d);
+    const A scale = A(1) / std::sqrt(mean + A(norm.eps));
+    scales[row] = scale;
+    each_vector(norm.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      put(y + row * norm.d + i, take(x + i, count) * scale * take(norm.weight + i, count), count);
+    });
+  }
+}
+
+// With h = g w:  dx = r (h - x r^2 mean(h x)),  dw = sum over rows of g x r.
+template <typename T, typename A>
+RLHF_INLINE void norm_back(const Norm<T>& norm, const T* grad, const A* scales, T* grad_x,
+                           A* grad_weight, int64_t begin, int64_t end) {
+  using V = typename rlhf::Wide<T>::Vector;
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = norm.x + row * norm.d;
+    const T* g = grad + row * norm.d;
+    const A scale = scales[row];
+    V products = {};
+    each_vector(norm.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const V gx = take(g + i, count) * take(x + i, count);
+      products += gx * take(norm.weight + i, count);
+      put(grad_weight + i, take(grad_weight + i, count) + gx * scale, count);
+    });
+    const A shift = rlhf::sum(products) / A(norm.d) * scale * scale;
+    each_vector(norm.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const V h = take(g + i, count) * take(norm.weight + i, count);
+      put(grad_x + row * norm.d + i, (h - take(x + i, count) * shift) * scale, count);
+    });
+  }
+}
+
+// y = silu(gate) up, with silu(z) = z sigmoid(z)  (Shazeer 2020); gate and up have `stride` numbers a row.
+
+template <typename T>
+struct Gate {
+  const T* gate;
+  const T* up;
+  int64_t gate_stride, up_stride, d;
+};
+
+// sigmoid(z) and 1 - sigmoid(z), each to its own last place.
+template <typename V>
+struct Sigmoid {
+  V s, rest;
+};
+template <typename V>
+RLHF_INLINE Sigmoid<V> sigmoid(V z) {
+  const V e = rlhf::exp_negative(z > 0 ? -z : z);
+  const V one = V{} + 1, scale = one / (e + 1);
+  return {(z > 0 ? one : e) * scale, (z > 0 ? e : one) * scale};
+}
+
+template <typename T>
+RLHF_INLINE void gate_rows(const Gate<T>& it, T* y, int64_t begin, int64_t end) {
+  using V = typename rlhf::Wide<T>::Vector;
+  for (int64_t row = begin; row < end; ++row) {
+    each_vector(it.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const V z = take(it.gate + row * it.gate_stride + i, count);
+      const V up = take(it.up + row * it.up_stride + i, count);
+      put(y + row * it.d + i, z * sigmoid(z).s * up, count);
+    });
+  }
+}
+
+template <typename T>
+RLHF_INLINE void gate_back(const Gate<T>& it, const T* grad, T* grad_gate, T* grad_up, int64_t begin,
+                           int64_t end) {
+  using V = typename rlhf::Wide<T>::Vector;
+  for (int64_t row = begin; row < end; ++row) {
+    each_vector(it.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const V z = take(it.gate + row * it.gate_stride + i, count);
+      const V up = take(it.up + row * it.up_stride + i, count);
+      const V g = take(grad + row * it.d + i, count);
+      const auto [s, rest] = sigmoid(z);
+      put(grad_up + row * it.d + i, g * z * s, count);
+      put(grad_gate + row * it.d + i, g * up * s * (1 + z * rest), count);
+    });
+  }
+}
+
+// x cos + turned(x) sin of the first `rotated` numbers of each head  (Su et al. 2021)
+
+template <typename T>
+struct Rotation {
+  const T* x;
+  int64_t row_stride, head_stride, column_stride;  // of x: b, h, t
+  const T* cos;
+  const T* sin;
+  int64_t table_stride;  // between rows of the tables, 0 where all rows share one
+  int64_t heads, columns, width, rotated;
+  bool interleaved;
+};
+
+// Positions `begin .. end` of all rows; `sign` is -1 for the way back.
+template <typename T>
+RLHF_INLINE void rotate_rows(const Rotation<T>& it, T* y, float sign, int64_t begin, int64_t end) {
+  using A = typename rlhf::Wide<T>::Scalar;
+  using V = typename rlhf::Wide<T>::Vector;
+  const int64_t half = it.rotated / 2;
+  for (int64_t place = begin; place < end; ++place) {
+    const int64_t row = place / it.columns, column = place % it.columns;
+    const T* cos = it.cos + row * it.table_stride + column * it.rotated;
+    const T* sin = it.sin + row * it.table_stride + column * it.rotated;
+    for (int64_t head = 0; head < it.heads; ++head) {
+      const T* x = it.x + row * it.row_stride + head * it.head_stride + column * it.column_stride;
+      T* out = y + (place * it.heads + head) * it.width;
+      if (it.interleaved) {
+        for (int64_t i = 0; i < it.rotated; i += 2) {
+          const A a = x[i], b = x[i + 1], c = cos[i], s = A(sin[i]) * A(sign);
+          out[i] = a * c - b * s;
+          out[i + 1] = b * c + a * s;
+        }
+      } else {
+        each_vector(half, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+          const V a = take(x + i, count), b = take(x + half + i, count);
+          const V c = take(cos + i, count), s = take(sin + i, count) * A(sign);
+          put(out + i, a * c - b * s, count);
+          put(out + half + i, b * c + a * s, count);
+        });
+      }
+      std::memcpy(out + it.rotated, x + it.rotated, (it.width - it.rotated) * sizeof(T));
+    }
+  }
+}
+
+#define RLHF_KERNELS(T)                                                                             \
+  RLHF_CLONES void norm_rows_of(const Norm<T>& norm, T* y, rlhf::Wide<T>::Scalar* scales,           \
+                                int64_t begin, int64_t end) {                                       \
+    norm_rows(norm, y, scales, begin, end);                                                         \
+  }                                                                                                 \
+  RLHF_CLONES void norm_back_of(const Norm<T>& norm, const T* grad,                                 \
+                                const rlhf::Wide<T>::Scalar* scales, T* grad_x,                     \
+                                rlhf::Wide<T>::Scalar* grad_weight, int64_t begin, int64_t end) {   \
+    norm_back(norm, grad, scales, grad_x, grad_weight, begin, end);                                 \
+  }                                                                                                 \
+  RLHF_CLONES void gate_rows_of(const Gate<T>& gate, T* y, int64_t begin, int64_t end) {            \
+    gate_rows(gate, y, begin, end);                                                                 \
+  }                                                                                                 \
+  RLHF_CLONES void gate_back_of(const Gate<T>& gate, const T* grad, T* grad_gate, T* grad_up,       \
+                                int64_t begin, int64_t end) {                                       \
+    gate_back(gate, grad, grad_gate, grad_up, begin, end);                                          \
+  }                                                                                                 \
+  RLHF_CLONES void rotate_rows_of(const Rotation<T>& rotation, T* y, float sign, int64_t begin,     \
+                                  int64_t end) {                                                    \
+    rotate_rows(rotation, y, sign, begin, end);                                                     \
+  }
+
+RLHF_KERNELS(float)
+RLHF_KERNELS(double)
+RLHF_KERNELS(c10::BFloat16)
+
+// The output and the scale of each row.
+std::tuple<at::Tensor, at::Tensor> rms_norm(const at::Tensor& x, const at::Tensor& weight_d,
+                                            double eps) {
+  const int64_t d = weight_d.numel(), rows = x.numel() / d;
+  at::Tensor y = at::empty_like(x);
+  at::Tensor scales = at::empty({rows}, wide(x));
+  with_type(x, "rms_norm", [&](auto zero) {
+    using T = decltype(zero);
+    using A = typename rlhf::Wide<T>::Scalar;
+    const Norm<T> norm{x.const_data_ptr<T>(), weight_d.const_data_ptr<T>(), d, eps};
+    T* out = y.mutable_data_ptr<T>();
+    A* of_rows = scales.mutable_data_ptr<A>();
+    rlhf::for_each_stretch(rows, d, [&](int64_t begin, int64_t end) {
+      norm_rows_of(norm, out, of_rows, begin, end);
+    });
+  });
+  return {y, scales};
+}
+
+struct RmsNorm : public torch::autograd::Function<RmsNorm> {
+  static Variable forward(AutogradContext* context, const Variable& x, const Variable& weight_d,
+                          double eps) {
+    auto [y, scales] = rms_norm(x, weight_d, eps);
+    context->save_for_backward({x, weight_d, scales});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    constexpr int64_t kParts = 32;  // sums of the weight's gradient, whatever the number of threads
+    const auto saved = context->get_saved_variables();
+    const at::Tensor x = saved[0], weight_d = saved[1], scales = saved[2];
+    const at::Tensor grad = grads[0].contiguous();
+    const int64_t d = weight_d.numel(), rows = x.numel() / d;
+    at::Tensor grad_x = at::empty_like(x);
+    at::Tensor parts = at::zeros({kParts, d}, wide(x));
+    with_type(x, "rms_norm", [&](auto zero) {
+      using T = decltype(zero);
+      using A = typename rlhf::Wide<T>::Scalar;
+      const Norm<T> norm{x.const_data_ptr<T>(), weight_d.const_data_ptr<T>(), d, 0};
+      const T* from = grad.const_data_ptr<T>();
+      const A* of_rows = scales.const_data_ptr<A>();
+      T* to = grad_x.mutable_data_ptr<T>();
+      A* sums = parts.mutable_data_ptr<A>();
+      rlhf::for_each_task(kParts, [&](int64_t part) {
+        norm_back_of(norm, from, of_rows, to, sums + part * d, rows * part / kParts,
+                     rows * (part + 1) / kParts);
+      });
+    });
+    at::Tensor grad_weight;
+    if (context->needs_input_grad(1)) {
+      grad_weight = parts.sum(0).to(weight_d.scalar_type());
+    }
+    return {grad_x, grad_weight, Variable()};
+  }
+};
+
+// Rows of numbers that lie behind each other: gate and up may be halves of one product.
+template <typename T>
+Gate<T> gate_of(const at::Tensor& gate_nd, const at::Tensor& up_nd) {
+  return {gate_nd.const_data_ptr<T>(), up_nd.const_data_ptr<T>(), gate_nd.stride(0),
+          up_nd.stride(0), gate_nd.size(1)};
+}
+
+at::Tensor swiglu(const at::Tensor& gate_nd, const at::Tensor& up_nd) {
+  at::Tensor y = at::empty(gate_nd.sizes(), gate_nd.options());
+  with_type(y, "swiglu", [&](auto zero) {
+    using T = decltype(zero);
+    const Gate<T> gate = gate_of<T>(gate_nd, up_nd);
+    T* out = y.mutable_data_ptr<T>();
+    rlhf::for_each_stretch(y.size(0), gate.d, [&](int64_t begin, int64_t end) {
+      gate_rows_of(gate, out, begin, end);
+    });
+  });
+  return y;
+}
+
+struct SwiGlu : public torch::autograd::Function<SwiGlu> {
+  static Variable forward(AutogradContext* context, const Variable& gate_nd, const Variable& up_nd) {
+    context->save_for_backward({gate_nd, up_nd});
+    return swiglu(gate_nd, up_nd);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor grad = grads[0].contiguous();
+    at::Tensor grad_gate = at::empty_like(grad), grad_up = at::empty_like(grad);
+    with_type(grad, "swiglu", [&](auto zero) {
+      using T = decltype(zero);
+      const Gate<T> gate = gate_of<T>(saved[0], saved[1]);
+      const T* from = grad.const_data_ptr<T>();
+      T* to_gate = grad_gate.mutable_data_ptr<T>();
+      T* to_up = grad_up.mutable_data_ptr<T>();
+      rlhf::for_each_stretch(grad.size(0), gate.d, [&](int64_t begin, int64_t end) {
+        gate_back_of(gate, from, to_gate, to_up, begin, end);
+      });
+    });
+    return {grad_gate, grad_up};
+  }
+};
+
+// To the layout [b, t, h, e], seen as [b, h, t, e].
+at::Tensor rotate(const at::Tensor& x_bhte, const at::Tensor& cos, const at::Tensor& sin,
+                  bool interleaved, float sign) {
+  const int64_t rows = x_bhte.size(0), heads = x_bhte.size(1);
+  const int64_t columns = x_bhte.size(2), width = x_bhte.size(3);
+  at::Tensor y = at::empty({rows, columns, heads, width}, x_bhte.options());
+  with_type(y, "rotate", [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t table_stride = cos.size(0) == 1 ? 0 : cos.stride(0);
+    const Rotation<T> rotation{x_bhte.const_data_ptr<T>(),
+                               x_bhte.stride(0),
+                               x_bhte.stride(1),
+                               x_bhte.stride(2),
+                               cos.const_data_ptr<T>(),
+                               sin.const_data_ptr<T>(),
+                               table_stride,
+                               heads,
+                               columns,
+                               width,
+                               cos.size(3),
+                               interleaved};
+    T* out = y.mutable_data_ptr<T>();
+    rlhf::for_each_stretch(rows * columns, heads * width, [&](int64_t begin, int64_t end) {
+      rotate_rows_of(rotation, out, sign, begin, end);
+    });
+  });
+  return y.transpose(1, 2);
+}
+
+struct Rotate : public torch::autograd::Function<Rotate> {
+  static Variable forward(AutogradContext* context, const Variable& x_bhte, const Variable& cos,
+                          const Variable& sin, bool interleaved) {
+    context->save_for_backward({cos, sin});
+    context->saved_data["interleaved"] = interleaved;
+    return rotate(x_bhte, cos, sin, interleaved, 1);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto saved = context->get_saved_variables();
+    at::Tensor grad = grads[0];
+    if (grad.stride(-1) != 1) {
+      grad = grad.contiguous();
+    }
+    const bool interleaved = context->saved_data["interleaved"].toBool();
+    return {rotate(grad, saved[0], saved[1], interleaved, -1), Variable(), Variable(), Variable()};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+char* rlhf_rms_norm(at::Tensor* x, at::Tensor* weight_d, double eps, at::Tensor** out) {
+  return rlhf::guarded([&] {
+    const at::Tensor dense = x->contiguous();
+    *out = new at::Tensor(at::GradMode::is_enabled() ? RmsNorm::apply(dense, *weight_d, eps)
+                                                     : std::get<0>(rms_norm(dense, *weight_d, eps)));
+  });
+}
+
+char* rlhf_swiglu(at::Tensor* gate, at::Tensor* up, at::Tensor** out) {
+  return rlhf::guarded([&] {
+    // Of halves of one product this is a view.
+    const int64_t d = gate->size(-1);
+    const at::Tensor gate_nd = gate->reshape({-1, d}), up_nd = up->reshape({-1, d});
+    const at::Tensor y =
+        at::GradMode::is_enabled() ? SwiGlu::apply(gate_nd, up_nd) : swiglu(gate_nd, up_nd);
+    *out = new at::Tensor(y.view(gate->sizes()));
+  });
+}
+
+char* rlhf_rotate(at::Tensor* x_bhte, at::Tensor* cos_b1te, at::Tensor* sin_b1te, bool interleaved,
+                  at::Tensor** out) {
+  return rlhf::guarded([&] {
+    *out = new at::Tensor(at::GradMode::is_enabled()
+                              ? Rotate::apply(*x_bhte, *cos_b1te, *sin_b1te, interleaved)
+                              : rotate(*x_bhte, *cos_b1te, *sin_b1te, interleaved, 1));
+  });
+}
+
+}  // extern "C"
