@@ -21,7 +21,7 @@ pub struct Padded {
 /// The side on which padding stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// Before the tokens, so that all rows end together: for sampling.
+    /// Before the tokens, so that all rows end together: for prompts before responses.
     Left,
     /// After the tokens: for training.
     Right,

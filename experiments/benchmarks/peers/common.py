@@ -1,10 +1,11 @@
 """What the scripts of the other side share: their arguments, and how they report.
 
-Each script prints JSON lines: {"work": ..., "side": ..., "per_second": [...], "start_s": ...}.
+Each script prints a JSON line: {"work": ..., "side": ..., "per_second": [...], "start_s": ..., "versions": {...}}.
 """
 import argparse
 import json
 import os
+import sys
 import time
 
 STARTED = time.time()
@@ -46,4 +47,12 @@ def wait(args):
 
 
 def report(work, side, per_second, **further):
-    print(json.dumps({"work": work, "side": side, "per_second": per_second, **further}), flush=True)
+    import torch
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    if "trl" in sys.modules:
+        trl = sys.modules["trl"].__version__
+        versions["trl (PPO)" if work == "ppo" else "trl"] = trl
+    line = {"work": work, "side": side, "per_second": per_second, "versions": versions, **further}
+    print(json.dumps(line), flush=True)

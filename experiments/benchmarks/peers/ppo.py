@@ -46,8 +46,7 @@ with tempfile.TemporaryDirectory() as folder:
         args=config, processing_class=tokenizer, model=policy(), ref_model=policy(), reward_model=scalar(),
         value_model=scalar(), train_dataset=rows, eval_dataset=rows.select(range(8)), callbacks=[clock],
     )
-    start_s = time.time() - common.STARTED
     trainer.train()
 ends = clock.ends
 per_second = [args.batch * args.tokens / (b - a) for a, b in zip(ends, ends[1:])]
-common.report("ppo", "TRL 0.29 PPOTrainer", per_second, start_s=start_s)
+common.report("ppo", "TRL 0.29 PPOTrainer", per_second)

@@ -75,9 +75,8 @@ fn data(c: &mut Criterion) {
     group.bench_function("tokenise and pack", |b| {
         b.iter(|| {
             let cache = tempfile::tempdir().expect("a folder");
-            let build = |cache: &Path| {
-                TokenRows::build(dir.path(), Split::Train, &tokenizer, 128, cache)
-            };
+            let build =
+                |cache: &Path| TokenRows::build(dir.path(), Split::Train, &tokenizer, 128, cache);
             black_box(build(cache.path()).expect("rows").num_rows())
         });
     });
@@ -102,7 +101,9 @@ fn sampling(c: &mut Criterion) {
         b.iter(|| generation::generate(&model, &requests, &options).expect("samples"));
     });
     let logits_bv = Tensor::randn([64, VOCAB as i64], (Kind::Float, Device::Cpu));
-    let uniform: Vec<f64> = (0..64).map(|row| seeds::uniform(1, "bench", row, 0)).collect();
+    let uniform: Vec<f64> = (0..64)
+        .map(|row| seeds::uniform(1, "bench", row, 0))
+        .collect();
     group.throughput(Throughput::Elements(64));
     for (name, top_k, top_p) in [
         ("a token of 64 rows", None, None),

@@ -85,13 +85,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// With this in the environment, libtorch's operators take the place of our kernels.
+/// With this in the environment, libtorch's operators take the place of our kernels for blocks, decoding and
+/// sampling (not of products with codes, which have no other form, nor of the chunked log-probabilities).
 const PLAIN: &str = "RLHF_PLAIN_OPERATORS";
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     if std::env::var_os(PLAIN).is_some_and(|value| value == "1") {
         torch_ext::use_plain_operators();
-        tracing::info!("{PLAIN}=1: no kernel of our own runs");
+        tracing::info!("{PLAIN}=1: libtorch's operators in place of our kernels");
     }
     runtime::interrupt::install().context("cannot listen for signals")?;
     let lines = control::listen();

@@ -36,9 +36,6 @@ const PEER_SAMPLE_BATCHES: [usize; 2] = [64, 256];
 /// `rlhf bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// What is measured [default: experiments/benchmarks/pipeline.toml, here or beside bin/].
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
     /// Where its runs go; what an earlier benchmark left there is replaced.
     #[arg(long, value_name = "DIR", default_value = "runs/benchmarks")]
     pub run_dir: PathBuf,
@@ -121,13 +118,10 @@ const OURS: &str = "rlhf";
 /// Runs both sides in turn, and prints and writes the table.
 ///
 /// # Errors
-/// A configuration that is not there, or a run that fails. A script of the other side that fails is left out of
-/// the table, and said.
+/// A configuration that is not there, or a run of ours that fails, behind what was measured before. A script of the
+/// other side that fails is left out of the table, which says so.
 pub fn run(args: &BenchArgs) -> Outcome {
-    let config = super::default_file(
-        args.config.as_deref(),
-        "experiments/benchmarks/pipeline.toml",
-    )?;
+    let config = super::default_file(None, "experiments/benchmarks/pipeline.toml")?;
     let peers = args
         .peers
         .as_deref()
@@ -147,12 +141,23 @@ pub fn run(args: &BenchArgs) -> Outcome {
                 dtype,
                 turn,
             };
-            report.extend(ours.measure()?);
+            match ours.measure() {
+                Ok(measurements) => report.extend(measurements),
+                Err(error) => {
+                    // What was measured so far is kept.
+                    conclude(args, &report)?;
+                    return Err(Failure::Run(error));
+                }
+            }
             if let Some(peers) = &peers {
-                report.extend(peers.measure(&ours.run_dir, dtype, turn));
+                peers.measure(&ours.run_dir, dtype, turn, &mut report);
             }
         }
     }
+    conclude(args, &report)
+}
+
+fn conclude(args: &BenchArgs, report: &Report) -> Outcome {
     let table = report.table();
     print!("{table}");
     if let Some(out) = &args.out {

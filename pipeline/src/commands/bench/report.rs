@@ -1,6 +1,6 @@
 //! The table, and the file of all numbers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -16,6 +16,10 @@ use super::{Measurement, OURS, Work};
 #[derive(Debug, Default)]
 pub(super) struct Report {
     measurements: Vec<Measurement>,
+    /// Why something of the other side is missing.
+    left_out: Vec<String>,
+    /// What the other side runs on: versions by package.
+    versions: BTreeMap<String, String>,
 }
 
 /// The middle of some numbers and their ends.
@@ -50,6 +54,15 @@ impl Report {
         self.measurements.extend(measurements);
     }
 
+    pub(super) fn leave_out(&mut self, why: String) {
+        eprintln!("left out: {why}");
+        self.left_out.push(why);
+    }
+
+    pub(super) fn note_versions(&mut self, versions: BTreeMap<String, String>) {
+        self.versions.extend(versions);
+    }
+
     /// A Markdown table: a row for each work, type and other side.
     pub(super) fn table(&self) -> String {
         let mut table = String::from(
@@ -61,6 +74,9 @@ impl Report {
             for work in Work::ALL {
                 self.rows(work, dtype, &mut table);
             }
+        }
+        for why in &self.left_out {
+            let _ = writeln!(table, "\nLeft out: {why}");
         }
         table
     }
@@ -159,13 +175,23 @@ impl Report {
             .collect();
         let of = |key: &str| machine[key].as_str().unwrap_or("unknown").to_owned();
         let head = format!(
-            "{}, {} threads; {}; commit {}; median of the turns (least to most); `make bench`\n\n",
+            "{}, {} threads; {}; commit {}; {}; median of the turns (least to most); `make bench`\n\n",
             of("cpu"),
             machine["threads"],
             of("date"),
-            of("commit")
+            of("commit"),
+            self.versions
+                .iter()
+                .map(|(package, version)| format!("{package} {version}"))
+                .collect::<Vec<_>>()
+                .join(", ")
         );
-        let results = json!({ "machine": machine, "measurements": all });
+        let results = json!({
+            "machine": machine,
+            "versions": self.versions,
+            "left_out": self.left_out,
+            "measurements": all,
+        });
         let text = serde_json::to_string_pretty(&results)? + "\n";
         fs::create_dir_all(folder)
             .and_then(|()| fs::write(folder.join("cpu.json"), text))

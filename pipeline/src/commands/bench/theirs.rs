@@ -1,5 +1,6 @@
 //! The other side: `PyTorch`, transformers and TRL, in an environment of their own.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::anyhow;
 use serde::Deserialize;
 
+use super::report::Report;
 use super::{
     Measurement, NEW_TOKENS, PEER_SAMPLE_BATCHES, PPO_BATCH, PROMPT_TOKENS, ROW_TOKENS,
     TRAIN_BATCH, Work,
@@ -31,13 +33,14 @@ struct Line {
     side: String,
     per_second: Vec<f64>,
     start_s: Option<f64>,
+    versions: BTreeMap<String, String>,
 }
 
 impl Peers {
     /// The scripts beside the configuration.
     pub(super) fn open(environment: &Path, config: &Path) -> Outcome<Self> {
         let scripts = config.with_file_name("peers");
-        let needed = [environment.join("bin/python"), scripts.join("train.py")];
+        let needed = [environment.join("bin/python"), scripts.join("ppo.py")];
         match needed.iter().find(|file| !file.exists()) {
             Some(missing) => Err(Failure::Usage(anyhow!(
                 "--peers {}: {} is not there\n  hint: `make bench` makes the environment; leave --peers out \
@@ -58,18 +61,21 @@ impl Peers {
         run_dir: &Path,
         dtype: &'static str,
         turn: usize,
-    ) -> Vec<Measurement> {
+        report: &mut Report,
+    ) {
         let model = |stage: &str| run_dir.join(stage).join("final");
-        let mut all = Vec::new();
         let mut run = |work, script: &str, model: &Path, sizes: [usize; 4]| {
             eprintln!("turn {}, {dtype}: {script}, {}", turn + 1, model.display());
-            let lines = self
-                .lines(script, model, &run_dir.join("reward/final"), dtype, sizes)
-                .unwrap_or_else(|problem| {
-                    eprintln!("left out: {problem}");
-                    Vec::new()
-                });
+            let lines = self.lines(script, model, &run_dir.join("reward/final"), dtype, sizes);
+            let lines = match lines {
+                Ok(lines) if lines.is_empty() => {
+                    return report.leave_out(format!("{script}, {dtype}: it reports nothing"));
+                }
+                Ok(lines) => lines,
+                Err(problem) => return report.leave_out(format!("{dtype}: {problem}")),
+            };
             for line in lines {
+                report.note_versions(line.versions);
                 let side = match line.work.as_str() {
                     "sample" => format!("{}, batch {}", line.side, sizes[0]),
                     _ => line.side,
@@ -82,12 +88,15 @@ impl Peers {
                     values,
                     utilisation: None,
                 };
-                all.push(of(work, line.per_second));
-                all.extend(line.start_s.map(|start_s| of(Work::Start, vec![start_s])));
+                report.extend(vec![of(work, line.per_second)]);
+                let start = line.start_s.map(|start_s| of(Work::Start, vec![start_s]));
+                report.extend(start.into_iter().collect());
             }
         };
         let train = [TRAIN_BATCH, 0, ROW_TOKENS, TRAIN_STEPS];
-        run(Work::Train, "train.py", &model("policy"), train);
+        for script in ["train_bare.py", "train_trl.py"] {
+            run(Work::Train, script, &model("policy"), train);
+        }
         for batch in PEER_SAMPLE_BATCHES {
             let sizes = [batch, PROMPT_TOKENS, NEW_TOKENS, BATCHES];
             run(Work::SampleGpt2, "generate.py", &model("policy"), sizes);
@@ -95,7 +104,6 @@ impl Peers {
         }
         let ppo = [PPO_BATCH, PROMPT_TOKENS, NEW_TOKENS, BATCHES];
         run(Work::Ppo, "ppo.py", &model("policy"), ppo);
-        all
     }
 
     fn lines(

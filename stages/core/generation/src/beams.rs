@@ -28,11 +28,13 @@ pub struct BeamOptions {
     pub max_new_tokens: usize,
     /// Tokens that end a response; empty: none does.
     pub eos_ids: Vec<u32>,
-    /// Rows decoded together; bounds memory, and changes no result.
+    /// Rows decoded together, or the beams of one prompt where they are more; bounds memory, and changes no
+    /// result.
     pub max_batch: usize,
 }
 
-/// The best responses to each prompt, best first. Their log-probabilities are those of the plain distribution.
+/// The best responses to each prompt, best first (fewer than asked for only where the vocabulary has no more).
+/// Their log-probabilities are those of the plain distribution.
 ///
 /// # Errors
 /// As [`crate::generate`], or where more responses are asked for than there are beams.
@@ -193,7 +195,7 @@ impl<'a> Searches<'a> {
         } else {
             Kind::Float
         };
-        let k = self.num_candidates();
+        let k = self.num_candidates().min(self.model.shape.vocab_size) as i64;
         let (values_bk, ids_bk) = logits_bv.log_softmax(-1, kind).topk(k, -1, true, true);
         let values: Vec<f64> = to_host(&values_bk, Kind::Double);
         let ids: Vec<i64> = to_host(&ids_bk, Kind::Int64);
@@ -222,16 +224,15 @@ impl<'a> Searches<'a> {
                 }
             }
             of_search.sort_by(|a, b| b.sum.total_cmp(&a.sum));
-            of_search.truncate(k as usize);
+            of_search.truncate(self.num_candidates());
             all.push(of_search);
         }
         Ok(all)
     }
 
     /// Enough for all beams to go on if every one of them ends with every EOS token.
-    fn num_candidates(&self) -> i64 {
-        let tokens = self.options.eos_ids.len().max(1) + 1;
-        (tokens * self.options.beams).min(self.model.shape.vocab_size) as i64
+    fn num_candidates(&self) -> usize {
+        (self.options.eos_ids.len().max(1) + 1) * self.options.beams
     }
 
     /// The search with its beams a token longer, or, where it is over, its prompt and responses.

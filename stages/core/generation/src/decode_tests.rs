@@ -49,7 +49,18 @@ fn requests() -> Vec<Request> {
 #[test]
 fn steps_between_looks_change_nothing() {
     let (model, requests) = (model(), requests());
-    let every = |n| generate_looking_every(n, &model, &requests, &options()).expect("samples");
+    // With 4 places rows begin while others are on their way.
+    for max_batch in [16, 4] {
+        looks_change_nothing(&model, &requests, max_batch);
+    }
+}
+
+fn looks_change_nothing(model: &Model, requests: &[Request], max_batch: usize) {
+    let options = SamplingOptions {
+        max_batch,
+        ..options()
+    };
+    let every = |n| generate_looking_every(n, model, requests, &options).expect("samples");
     let one = every(1);
     assert!(one.iter().any(|it| it.finish == Finish::Stop));
     for (one, eight) in one.iter().zip(every(8)) {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use generation::{
     BeamOptions, Finish, GenerationError, Request, SamplingOptions, beam_search, generate,
 };
-use model::{Model, weights};
+use model::{Head, Input, Model, weights};
+use recipe::families::Sizes;
+use recipe::shape::{Family, ModelShape};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
@@ -190,4 +192,73 @@ fn what_cannot_be_searched_is_refused() {
         refused(|it| it.max_new_tokens = 100),
         GenerationError::TooLong { .. }
     ));
+}
+
+/// Beginnings as rows of a full pass without a cache: the best of all their continuations go on.
+fn beams_of_full_passes(
+    model: &Model,
+    prompt: &[u32],
+    beams: usize,
+    tokens: usize,
+) -> Vec<Vec<u32>> {
+    let mut running: Vec<(f64, Vec<u32>)> = vec![(0.0, prompt.to_vec())];
+    for _ in 0..tokens {
+        let mut next = Vec::new();
+        for (sum, ids) in &running {
+            let row: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+            let hidden_btd = model.hidden(&Input::dense(Tensor::from_slice(&row).unsqueeze(0)));
+            let last_v = model
+                .logits(&hidden_btd.select(1, row.len() as i64 - 1))
+                .view(-1);
+            let logprobs: Vec<f64> = last_v.log_softmax(-1, None).try_into().expect("f64");
+            for (id, logprob) in logprobs.iter().enumerate() {
+                next.push((sum + logprob, [&ids[..], &[id as u32]].concat()));
+            }
+        }
+        next.sort_by(|a, b| b.0.total_cmp(&a.0));
+        next.truncate(beams);
+        running = next;
+    }
+    let responses = running.into_iter();
+    responses
+        .map(|(_, ids)| ids[prompt.len()..].to_vec())
+        .collect()
+}
+
+/// Blocks of the cache hold 16 tokens: beams divide before, at and behind their ends.
+#[test]
+fn beams_that_share_blocks_are_those_of_full_passes() {
+    let shape = ModelShape {
+        kv_heads: 1,
+        ..Family::Llama.shape(&Sizes {
+            vocab_size: 17,
+            max_positions: 64,
+            layers: 2,
+            width: 16,
+            heads: 2,
+        })
+    };
+    let model = Model::init(&shape, Head::Token, 5, Device::Cpu, Kind::Double);
+    tch::no_grad(|| {
+        for param in model.params().values().filter(|param| param.dim() > 1) {
+            let _ = param.shallow_clone().g_mul_scalar_(12.0);
+        }
+    });
+    let prompts: Vec<Vec<u32>> = [1, 15, 16, 17, 30]
+        .map(|len| (0..len).map(|i| (i * i + 3) % 17).collect())
+        .to_vec();
+    let options = BeamOptions {
+        beams: 4,
+        length_penalty: 1.0,
+        returned: 4,
+        max_new_tokens: 9,
+        eos_ids: Vec::new(),
+        max_batch: 64,
+    };
+    let found = beam_search(&model, &prompts, &options).expect("responses");
+    for (prompt, found) in prompts.iter().zip(found) {
+        let ids: Vec<_> = found.into_iter().map(|sample| sample.output_ids).collect();
+        let expected = tch::no_grad(|| beams_of_full_passes(&model, prompt, 4, 9));
+        assert_eq!(ids, expected, "a prompt of {}", prompt.len());
+    }
 }

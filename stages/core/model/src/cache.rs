@@ -8,6 +8,7 @@ use tch::{Kind, Tensor};
 use torch_ext::{CACHE_BLOCK, CachedRows};
 
 use crate::block::LayerCache;
+use crate::cached::has_kernel;
 use crate::transformer::Model;
 
 /// Keys and values of all layers, in blocks of 16 positions that rows take and give back. Rows with the
@@ -46,10 +47,18 @@ impl KvCache {
         let shape = &model.shape;
         let [blocks, heads, width, block] =
             [num_blocks, shape.kv_heads, shape.head_dim, CACHE_BLOCK].map(|n| n as i64);
-        let empty = |dims| Tensor::empty(dims, (model.kind(), model.device()));
+        let options = (model.kind(), model.device());
+        let memory = |dims| {
+            if has_kernel(options.1) {
+                // Places that no token has filled are never read.
+                Tensor::empty(dims, options)
+            } else {
+                Tensor::zeros(dims, options)
+            }
+        };
         let layer = |_| {
-            let keys = empty([blocks, heads, width, block]);
-            (keys, empty([blocks, heads, block, width]))
+            let keys = memory([blocks, heads, width, block]);
+            (keys, memory([blocks, heads, block, width]))
         };
         Self {
             layers: (0..shape.layers).map(layer).collect(),

@@ -10,6 +10,11 @@ use crate::block::LayerCache;
 
 const BLOCK: i64 = CACHE_BLOCK as i64;
 
+/// Whether the kernel for the cache runs there.
+pub(crate) fn has_kernel(device: Device) -> bool {
+    device == Device::Cpu && !torch_ext::is_plain()
+}
+
 /// The rows of a pass over the cache, and what bounds or shifts their products.
 #[derive(Debug)]
 pub(crate) struct CachedSpan {
@@ -30,7 +35,7 @@ impl CachedSpan {
         device: Device,
     ) -> Self {
         let gathered =
-            (device != Device::Cpu).then(|| Gathered::new(&rows, bias_hs.as_ref(), window, device));
+            (!has_kernel(device)).then(|| Gathered::new(&rows, bias_hs.as_ref(), window, device));
         Self {
             rows,
             bias_hs,
@@ -61,7 +66,8 @@ impl CachedSpan {
     }
 }
 
-/// The same out of operators that run on every device: the rows' blocks are put behind each other first.
+/// The same out of operators that run on every device: the rows' blocks are put behind each other first, up to
+/// the longest row. What no token has filled is masked, but must be a number ([`crate::KvCache::new`]).
 #[derive(Debug)]
 struct Gathered {
     /// The block of each new token, and its place there.
@@ -208,8 +214,7 @@ impl Group {
                 .reshape([rows, key_heads, -1, width])
         };
         let keys_gkse = of_rows(layer.keys, [0, 2, 1, 4, 3]);
-        // What no token has filled may be no number, and 0 times that is none either.
-        let values_gkse = of_rows(layer.values, [0, 2, 1, 3, 4]).nan_to_num(0.0, 0.0, 0.0);
+        let values_gkse = of_rows(layer.values, [0, 2, 1, 3, 4]);
         let mask = self.masks[usize::from(local)].to_kind(q_nhe.kind());
         Tensor::scaled_dot_product_attention(
             &q_ghte,

@@ -68,7 +68,7 @@ impl Model {
     }
 
     /// The same model for passes over about `rows` tokens under `no_grad`. On a CPU the matrices are copied into
-    /// an order in which products are fast, up to [`PACKED_BYTES`] of them; all else is shared. Changes of the
+    /// an order in which products are fast, where the model is no larger than [`PACKED_BYTES`]; all else is shared. Changes of the
     /// original do not show in the copies.
     #[must_use]
     pub fn for_inference(&self, rows: usize) -> Self {
@@ -119,7 +119,9 @@ impl Model {
         let project = narrow.then(|| names.project.map(|name| by_name.linear(name, false)));
         let blocks = (0..shape.layers).map(|i| Block::new(&by_name, i)).collect();
         let norm = shape.final_norm().then(|| by_name.norm(names.final_norm));
-        let packed_output = packed.and_then(|rows| PackedMatrix::new(&output_vd, rows));
+        let packed_output = packed
+            .filter(|_| head == Head::Token)
+            .and_then(|rows| PackedMatrix::new(&output_vd, rows));
         Self {
             shape,
             head,

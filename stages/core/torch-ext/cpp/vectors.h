@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 
 #if defined(__x86_64__)
 #define RLHF_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -130,12 +131,22 @@ RLHF_INLINE auto sum(Vector x) {
   return total;
 }
 
-// Runs `body(task)` for all tasks, on libtorch's threads; tasks may differ in size.
+// Runs `body(task)` for all tasks, on libtorch's threads; tasks may differ in size. What one of them throws
+// is thrown when all have ended.
 template <typename Body>
 void for_each_task(int64_t tasks, const Body& body) {
+  std::exception_ptr failure;
 #pragma omp parallel for schedule(dynamic, 1) if (tasks > 1)
   for (int64_t task = 0; task < tasks; ++task) {
-    body(task);
+    try {
+      body(task);
+    } catch (...) {
+#pragma omp critical(rlhf_failure)
+      failure = std::current_exception();
+    }
+  }
+  if (failure) {
+    std::rethrow_exception(failure);
   }
 }
 

@@ -3,6 +3,8 @@
 //! Shape suffixes: n new tokens of all rows, h query heads, k key heads, e width of a head, s positions,
 //! b rows, m columns of the table of blocks.
 
+use std::collections::HashSet;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
@@ -29,26 +31,36 @@ impl CachedRows {
     /// both.
     ///
     /// # Panics
-    /// When a row has too few blocks.
-    pub fn new<'a>(rows: impl Iterator<Item = (usize, usize, &'a [u32])> + Clone) -> Self {
-        let columns = rows.clone().map(|(.., blocks)| blocks.len()).max();
+    /// When a row has too few blocks, or two rows would write into one.
+    pub fn new<'a>(rows: impl Iterator<Item = (usize, usize, &'a [u32])>) -> Self {
+        let rows: Vec<_> = rows.collect();
+        let columns = rows.iter().map(|(.., blocks)| blocks.len()).max();
         let mut all = Self {
             columns: columns.unwrap_or(0),
             ..Self::default()
         };
+        let mut written = HashSet::new();
         for (count, past, blocks) in rows {
+            let room = blocks.len() * CACHE_BLOCK;
             assert!(
-                count + past <= blocks.len() * CACHE_BLOCK,
+                past <= room && count <= room - past,
                 "{past} and {count} tokens in {} blocks",
                 blocks.len()
             );
+            if count > 0 {
+                for block in &blocks[past / CACHE_BLOCK..(past + count).div_ceil(CACHE_BLOCK)] {
+                    assert!(written.insert(*block), "two rows write into block {block}");
+                }
+            }
             all.counts.push(count as i64);
             all.pasts.push(past as i64);
             all.num_tokens += count as i64;
             all.longest = all.longest.max((count + past) as i64);
             for block in blocks {
                 all.num_blocks = all.num_blocks.max(i64::from(*block) + 1);
-                all.table.push(*block as i32);
+                let block = i32::try_from(*block);
+                all.table
+                    .push(block.unwrap_or_else(|_| panic!("a block beyond 2^31")));
             }
             all.table.resize(all.counts.len() * all.columns, 0);
         }
@@ -86,7 +98,7 @@ impl CachedRows {
 pub struct CachedOptions<'a> {
     /// Multiplied with.
     pub scale: f64,
-    /// Keys that a query sees at most, its own the last; `None`: all.
+    /// Keys that a query sees at most, its own the last (1 or more); `None`: all.
     pub window: Option<usize>,
     /// Added to the products, by head and position of the key, `[h, s]` in f32 (f64 for f64).
     pub bias_hs: Option<&'a Tensor>,
@@ -108,6 +120,10 @@ pub fn cached_attention(
 ) -> Result<Tensor, TorchError> {
     let operation = "cached_attention";
     validate(operation, [q_nhe, k_nke, v_nke], cache, rows, options)?;
+    let longest = rows.longest.max(1);
+    let window = options.window.map_or(longest, |window| {
+        i64::try_from(window).unwrap_or(longest).clamp(1, longest)
+    });
     let mut out = std::ptr::null_mut();
     // SAFETY: the tensors are borrowed for this call, and that all blocks and positions lie inside them was
     // checked; `out` is a valid place for one pointer, which on success holds a tensor of which we are the
@@ -127,7 +143,7 @@ pub fn cached_attention(
                 rows.pasts.as_ptr(),
                 rows.counts.len() as i64,
                 options.scale,
-                options.window.map_or(i64::MAX, |window| window as i64),
+                window,
                 options.bias_hs.map_or(std::ptr::null(), Tensor::as_ptr),
                 &raw mut out,
             ),

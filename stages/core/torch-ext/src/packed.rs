@@ -12,6 +12,7 @@ use crate::plain::is_plain;
 #[derive(Debug)]
 pub struct PackedMatrix {
     packed: Tensor,
+    outputs: i64,
     inputs: i64,
     kind: Kind,
 }
@@ -24,7 +25,7 @@ impl PackedMatrix {
     /// When it is no matrix, or libtorch throws.
     pub fn new(weight_oi: &Tensor, rows: usize) -> Option<Self> {
         let size = weight_oi.size();
-        let &[_, inputs] = &size[..] else {
+        let &[outputs, inputs] = &size[..] else {
             panic!("a matrix of {size:?}")
         };
         let kind = weight_oi.kind();
@@ -43,6 +44,7 @@ impl PackedMatrix {
         };
         packed.map(|packed| Self {
             packed,
+            outputs,
             inputs,
             kind,
         })
@@ -53,10 +55,12 @@ impl PackedMatrix {
     /// # Panics
     /// When shapes, types or devices do not fit, or libtorch throws.
     pub fn product(&self, x: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let fits = x.size().last() == Some(&self.inputs) && x.kind() == self.kind;
+        let alike = |tensor: &Tensor| tensor.kind() == self.kind && tensor.device() == Device::Cpu;
+        let one_each = |bias: &Tensor| alike(bias) && bias.size() == [self.outputs];
+        let fits = x.size().last() == Some(&self.inputs) && bias.is_none_or(one_each);
         assert!(
-            fits && x.device() == Device::Cpu,
-            "{:?} {:?} times a packed {:?} matrix of {} inputs",
+            fits && alike(x),
+            "{:?} {:?} times a packed {:?} matrix of {} inputs, and its bias",
             x.kind(),
             x.size(),
             self.kind,

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static PLAIN: AtomicBool = AtomicBool::new(false);
 
-/// From now on this process computes with libtorch's operators alone, as on a device for which there is no
-/// kernel: slower, and equal up to rounding. For comparisons.
+/// From now on this process computes blocks, decoding and sampling with libtorch's operators, as on a device for
+/// which there is no kernel: slower, and equal up to rounding. For comparisons.
 pub fn use_plain_operators() {
     PLAIN.store(true, Ordering::Relaxed);
 }

@@ -21,7 +21,8 @@ pub struct Cuts {
 
 /// The token of each row `[b, v]` of logits on which its uniform number (in [0, 1)) falls when the tokens'
 /// probabilities lie behind each other, and the logarithm of its probability after the cuts. `None`: the
-/// likeliest token (the first of those), under the plain distribution. Sums are in f64.
+/// likeliest token (the first of those), under the plain distribution. Sums over 256 tokens are in f32 (f64 for
+/// f64 logits), those of such sums in f64.
 ///
 /// # Errors
 /// When shapes, types or devices do not fit.

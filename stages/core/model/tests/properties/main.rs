@@ -191,23 +191,48 @@ fn read(
 fn cached_decoding_equals_the_full_pass() {
     let _guard = tch::no_grad_guard();
     for model in models().iter().filter(|model| is_static(model)) {
-        for model in [model, &model.for_inference(3)] {
-            // Prompts of 9, 6 and 1 tokens; then one, four and two more beside each other; then the middle row
-            // leaves, another takes its blocks, and all read one more.
-            let mut cache = KvCache::new(model, 3);
-            let mut cached: Vec<CachedRow> = (0..3).map(|_| CachedRow::default()).collect();
-            let mut sequences = vec![Vec::new(); 3];
-            read(model, &mut cache, &mut cached, &mut sequences, &rows());
-            let more = [vec![3], vec![5, 7, 11, 2], vec![13, 1]];
-            read(model, &mut cache, &mut cached, &mut sequences, &more);
-            assert_eq!(cache.num_free(), 0);
-            cache.release(cached.remove(1));
-            sequences.remove(1);
-            cached.push(CachedRow::default());
-            sequences.push(Vec::new());
-            let more = [vec![4], vec![8], vec![9, 6, 3]];
-            read(model, &mut cache, &mut cached, &mut sequences, &more);
-            assert_eq!(cache.num_free(), 0);
+        // Prompts of 9, 6 and 1 tokens; then one, four and two more beside each other; then the middle row
+        // leaves, another takes its blocks, and all read one more.
+        let mut cache = KvCache::new(model, 3);
+        let mut cached: Vec<CachedRow> = (0..3).map(|_| CachedRow::default()).collect();
+        let mut sequences = vec![Vec::new(); 3];
+        read(model, &mut cache, &mut cached, &mut sequences, &rows());
+        let more = [vec![3], vec![5, 7, 11, 2], vec![13, 1]];
+        read(model, &mut cache, &mut cached, &mut sequences, &more);
+        assert_eq!(cache.num_free(), 0);
+        cache.release(cached.remove(1));
+        sequences.remove(1);
+        cached.push(CachedRow::default());
+        sequences.push(Vec::new());
+        let more = [vec![4], vec![8], vec![9, 6, 3]];
+        read(model, &mut cache, &mut cached, &mut sequences, &more);
+        assert_eq!(cache.num_free(), 0);
+    }
+}
+
+/// Copies in another order, and joined matrices, for every family: f32, since there are none in f64.
+#[test]
+fn a_model_for_inference_computes_the_same() {
+    let _guard = tch::no_grad_guard();
+    for (kind, bound) in [(Kind::Float, 1e-5), (Kind::BFloat16, 5e-2)] {
+        for shape in shapes() {
+            let model = Model::init(&shape, Head::Token, 7, Device::Cpu, kind);
+            for (name, tensor) in model.params() {
+                // Biases are zeros at the start.
+                if name.ends_with("bias") {
+                    let place = Tensor::arange(tensor.numel() as i64, (kind, Device::Cpu));
+                    let _ = tensor
+                        .shallow_clone()
+                        .copy_(&(place * 0.01).view_as(tensor));
+                }
+            }
+            let input = padded(&rows(), false);
+            let inference = model.for_inference(16);
+            let logits = |model: &Model| model.logits(&model.hidden(&input)).to_kind(Kind::Double);
+            let (ours, plain) = (logits(&inference), logits(&model));
+            let largest = plain.abs().max().double_value(&[]);
+            let gap = (ours - plain).abs().max().double_value(&[]) / largest;
+            assert!(gap < bound, "{:?} {kind:?}: {gap:e}", shape.family);
         }
     }
 }
