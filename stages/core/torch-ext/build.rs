@@ -14,7 +14,8 @@ const EXACT: [&str; 5] = [
     "cpp/token_logprobs.cpp",
 ];
 /// Kernels, which multiply and add in one instruction where there is one.
-const FUSED: [&str; 3] = [
+const FUSED: [&str; 4] = [
+    "cpp/activations.cpp",
     "cpp/cached_attention.cpp",
     "cpp/fused.cpp",
     "cpp/sample.cpp",
@@ -23,6 +24,7 @@ const FUSED: [&str; 3] = [
 fn main() {
     for file in EXACT.iter().chain(&FUSED).chain(&[
         "cpp/border.h",
+        "cpp/kernels.h",
         "cpp/vectors.h",
         "cpp/cuda.cpp",
         "build.rs",

@@ -333,7 +333,9 @@ fn pairs(episodes: &[Episode]) -> Vec<(&[u32], &[u32])> {
 
 fn model_input(episodes: &[Episode], pad_id: u32, model: &Model) -> (Input, i64) {
     let (padded, start) = pad_pairs(&pairs(episodes), pad_id);
-    (Input::from_padded(&padded, model.device()), start as i64)
+    let start = start as i64;
+    let input = Input::from_padded(&padded, model.device()).wanted_from(start - 1);
+    (input, start)
 }
 
 fn longest_response(episodes: &[Episode]) -> usize {

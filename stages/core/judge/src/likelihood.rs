@@ -42,7 +42,7 @@ pub fn of_responses(
     for members in order.chunks(batch.max(1)) {
         let chunk: Vec<(&[u32], &[u32])> = members.iter().map(|&row| pairs[row]).collect();
         let (padded, start) = pad_pairs(&chunk, pad_id);
-        let input = Input::from_padded(&padded, model.device());
+        let input = Input::from_padded(&padded, model.device()).wanted_from(start as i64 - 1);
         let x_br = no_grad(|| head(model, &model.hidden(&input), &input.ids_bt, start as i64));
         let lengths = chunk.iter().map(|(_, response)| response.len());
         for (&row, values) in members.iter().zip(truncated(&x_br, lengths)) {

@@ -86,12 +86,25 @@ impl Mask {
         match (span.valid_bt, window) {
             (None, None) if span.is_whole() => Self::Full,
             (None, None) if span.prefixes.is_empty() => Self::Causal,
-            _ => {
-                let seen = span.seen(window);
-                let zeros = seen.zeros_like().to_kind(kind);
-                Self::Added(zeros.masked_fill(&seen.logical_not(), f64::NEG_INFINITY))
-            }
+            _ => Self::added(&span.seen(window), kind),
         }
+    }
+
+    /// What the queries from column `from` on see of the keys of `span`, in products of type `kind`.
+    pub(crate) fn tail(&self, span: &Span, from: i64, kind: Kind) -> Self {
+        let len = span.len - from;
+        match self {
+            Self::Full => Self::Full,
+            Self::Added(mask) if mask.size()[2] == 1 => Self::Added(mask.shallow_clone()),
+            Self::Added(mask) => Self::Added(mask.narrow(2, from, len)),
+            Self::Causal => Self::added(&span.seen(None).narrow(2, from, len), kind),
+        }
+    }
+
+    /// `-inf` for what is not seen.
+    fn added(seen: &Tensor, kind: Kind) -> Self {
+        let zeros = seen.zeros_like().to_kind(kind);
+        Self::Added(zeros.masked_fill(&seen.logical_not(), f64::NEG_INFINITY))
     }
 
     /// The mask of a span with [`alibi_bias`].

@@ -5,7 +5,7 @@
 use recipe::families::{MlpNames, QkvNames};
 use recipe::shape::{Activation, BlockOrder, ModelShape, NormKind};
 use tch::Tensor;
-use torch_ext::{TorchError, is_fusible, rms_norm, swiglu};
+use torch_ext::{TorchError, gelu_tanh, is_fusible, rms_norm, swiglu};
 
 use crate::attention::{Mask, attend};
 use crate::cached::CachedSpan;
@@ -33,9 +33,38 @@ pub(crate) enum Sight {
         mask: Mask,
         /// The same in layers with a sliding window, where there are any.
         local: Option<Mask>,
+        /// In the last layer: the first column whose output is wanted, and both masks from there on.
+        tail: Option<Tail>,
     },
     /// Keys of the cache, to which those of this pass are added.
     Cache(CachedSpan),
+}
+
+/// What the queries from a column on see.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    pub(crate) from: i64,
+    pub(crate) mask: Mask,
+    pub(crate) local: Option<Mask>,
+}
+
+/// Which columns a layer computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Columns {
+    /// All.
+    All,
+    /// Those of the [`Tail`], where there is one: it is the last layer.
+    Wanted,
+}
+
+impl Context {
+    /// The first column that a layer computes, where it is not the first of all.
+    fn from(&self, columns: Columns) -> Option<&Tail> {
+        match &self.sight {
+            Sight::Pass { tail, .. } if columns == Columns::Wanted => tail.as_ref(),
+            _ => None,
+        }
+    }
 }
 
 /// Keys `[blocks, h, e, 16]` and values `[blocks, h, 16, e]` of one layer.
@@ -207,8 +236,16 @@ impl Attention {
         }
     }
 
-    fn forward(&self, x_btd: &Tensor, context: &Context, cache: Option<&LayerCache>) -> Tensor {
+    /// Of a tail the output is as short as it.
+    fn forward(
+        &self,
+        x_btd: &Tensor,
+        context: &Context,
+        cache: Option<&LayerCache>,
+        tail: Option<&Tail>,
+    ) -> Tensor {
         let (rows, len) = (x_btd.size()[0], x_btd.size()[1]);
+        let first = tail.map_or(0, |tail| tail.from);
         let [mut q, mut k, v] = self.project(x_btd, context.adapter_dropout);
         if let Some([q_norm, k_norm]) = &self.qk_norms {
             q = q_norm.forward(&q);
@@ -219,8 +256,13 @@ impl Attention {
             k = rotation.apply(&k);
         }
         let y_bhte = match (&context.sight, cache) {
-            (Sight::Pass { mask, local }, None) => {
+            (Sight::Pass { mask, local, .. }, None) => {
+                let (mask, local) = match tail {
+                    Some(tail) => (&tail.mask, &tail.local),
+                    None => (mask, local),
+                };
                 let mask = local.as_ref().filter(|_| self.local).unwrap_or(mask);
+                let q = q.narrow(2, first, len - first);
                 attend(&q, &k, &v, mask, self.scale)
             }
             (Sight::Cache(span), Some(layer)) => {
@@ -233,7 +275,7 @@ impl Attention {
             }
             _ => unreachable!("a layer has a cache where the pass has one"),
         };
-        let y_btd = y_bhte.transpose(1, 2).reshape([rows, len, -1]);
+        let y_btd = y_bhte.transpose(1, 2).reshape([rows, len - first, -1]);
         self.output.forward(&y_btd, context.adapter_dropout)
     }
 }
@@ -320,6 +362,7 @@ impl Mlp {
 
 fn activate(x: &Tensor, activation: Activation) -> Tensor {
     match activation {
+        Activation::GeluTanh if is_fusible(x) => fused(gelu_tanh(x)),
         Activation::GeluTanh => x.gelu("tanh"),
         Activation::Gelu => x.gelu("none"),
         Activation::Relu => x.relu(),
@@ -355,13 +398,15 @@ impl Block {
         }
     }
 
-    /// `x_btd` to the same shape. `dropout` is the rate on what is added to the residual stream.
+    /// `x_btd` to the same shape, or to the columns that are wanted. `dropout` is the rate on what is added to the
+    /// residual stream.
     pub(crate) fn forward(
         &self,
         x_btd: &Tensor,
         context: &Context,
         cache: Option<&LayerCache>,
         dropout: f64,
+        columns: Columns,
     ) -> Tensor {
         let drop = |y: Tensor| {
             if dropout > 0.0 {
@@ -370,7 +415,12 @@ impl Block {
                 y
             }
         };
-        let attention = |x: &Tensor| drop(self.attention.forward(x, context, cache));
+        let tail = context.from(columns);
+        let wanted = |x: &Tensor| match tail {
+            Some(tail) => x.narrow(1, tail.from, x.size()[1] - tail.from),
+            None => x.shallow_clone(),
+        };
+        let attention = |x: &Tensor| drop(self.attention.forward(x, context, cache, tail));
         let rate = context.adapter_dropout;
         let mlp = |x: &Tensor| drop(self.mlp.forward(x, self.activation, rate));
         let norm1 = |x: &Tensor| self.attention_norm.forward(x);
@@ -380,18 +430,21 @@ impl Block {
         };
         match self.order {
             BlockOrder::PreNorm => {
-                let x_btd = x_btd + attention(&norm1(x_btd));
+                let x_btd = wanted(x_btd) + attention(&norm1(x_btd));
                 &x_btd + mlp(&norm2(&x_btd))
             }
             BlockOrder::PostNorm => {
-                let x_btd = norm1(&(x_btd + attention(x_btd)));
+                let x_btd = norm1(&(wanted(x_btd) + attention(x_btd)));
                 norm2(&(&x_btd + mlp(&x_btd)))
             }
             BlockOrder::ParallelOneNorm => {
                 let normed = norm1(x_btd);
-                x_btd + attention(&normed) + mlp(&normed)
+                wanted(x_btd) + attention(&normed) + mlp(&wanted(&normed))
             }
-            BlockOrder::ParallelTwoNorms => x_btd + attention(&norm1(x_btd)) + mlp(&norm2(x_btd)),
+            BlockOrder::ParallelTwoNorms => {
+                let x_wanted = wanted(x_btd);
+                &x_wanted + attention(&norm1(x_btd)) + mlp(&norm2(&x_wanted))
+            }
         }
     }
 }

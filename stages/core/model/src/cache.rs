@@ -7,7 +7,7 @@ use std::mem;
 use tch::{Kind, Tensor};
 use torch_ext::{CACHE_BLOCK, CachedRows};
 
-use crate::block::LayerCache;
+use crate::block::{Columns, LayerCache};
 use crate::cached::has_kernel;
 use crate::transformer::Model;
 
@@ -176,7 +176,8 @@ impl Model {
         let context = self.cached_context(span, &positions_n1, &lengths_n);
         let mut x_n1d = self.embed(&ids_n.unsqueeze(1), &positions_n1, None);
         for (block, (keys, values)) in self.blocks().iter().zip(&cache.layers) {
-            x_n1d = block.forward(&x_n1d, &context, Some(&LayerCache { keys, values }), 0.0);
+            let layer = LayerCache { keys, values };
+            x_n1d = block.forward(&x_n1d, &context, Some(&layer), 0.0, Columns::All);
         }
         let mut end = 0;
         let last = rows.iter_mut().map(|(row, new)| {

@@ -20,6 +20,9 @@ pub struct Input {
     /// For each row how many of its first tokens see each other, whatever their order; empty: none.
     /// Padding, if any, is on the right then.
     pub prefixes: Vec<usize>,
+    /// The first column whose hidden states are wanted: what the last block makes only for those before it is left
+    /// out, and they are 0. No result behind it changes.
+    pub wanted_from: i64,
     /// Positions in the text, and places within spans, int64 `[b, t]` each; `None`: positions are
     /// counted, and there are no spans.
     pub spans_bt: Option<[Tensor; 2]>,
@@ -33,7 +36,17 @@ impl Input {
             valid_bt: None,
             lengths_b: None,
             prefixes: Vec::new(),
+            wanted_from: 0,
             spans_bt: None,
+        }
+    }
+
+    /// The same, of which only the hidden states from this column on are wanted.
+    #[must_use]
+    pub fn wanted_from(self, wanted_from: i64) -> Self {
+        Self {
+            wanted_from,
+            ..self
         }
     }
 
@@ -103,6 +116,19 @@ impl Input {
         }
     }
 
+    /// Puts zeros before the hidden states that are wanted, `[b, t, d]`.
+    pub(crate) fn fill(&self, hidden: &Tensor) -> Tensor {
+        if self.wanted_from == 0 {
+            return hidden.shallow_clone();
+        }
+        let size = hidden.size();
+        let zeros = Tensor::zeros(
+            [size[0], self.wanted_from, size[2]],
+            (hidden.kind(), hidden.device()),
+        );
+        Tensor::cat(&[&zeros, hidden], 1)
+    }
+
     /// Each token's position in the text, int64 `[b, t]` or `[1, t]`.
     pub(crate) fn positions(&self) -> Tensor {
         if let Some([positions_bt, _]) = &self.spans_bt {
@@ -126,6 +152,7 @@ impl Input {
             valid_bt: self.valid_bt.as_ref().map(Tensor::shallow_clone),
             lengths_b: self.lengths_b.as_ref().map(Tensor::shallow_clone),
             prefixes: self.prefixes.clone(),
+            wanted_from: self.wanted_from,
             spans_bt: self
                 .spans_bt
                 .as_ref()

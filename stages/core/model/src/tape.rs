@@ -69,7 +69,7 @@ impl Model {
             x_btd = next;
         }
         let normed = self.final_norm(&x_btd);
-        let hidden_btd = leaf(&normed);
+        let hidden_btd = leaf(&input.fill(&normed.detach()));
         let tape = Tape {
             options: *options,
             context,
@@ -88,7 +88,8 @@ impl Model {
         context: &Context,
         options: &RecordOptions,
     ) -> Tensor {
-        let run = || self.blocks()[index].forward(x_btd, context, None, options.dropout);
+        let columns = self.columns(index);
+        let run = || self.blocks()[index].forward(x_btd, context, None, options.dropout, columns);
         if options.dropout == 0.0 && context.adapter_dropout == 0.0 {
             return run();
         }
@@ -111,6 +112,9 @@ impl Tape {
             return Err(ModelError::NoGradient);
         }
         let (x_btd, y_btd) = self.norm;
+        // Columns before those that are wanted have none.
+        let wanted = y_btd.size()[1];
+        let grad = grad.narrow(1, grad.size()[1] - wanted, wanted);
         torch_ext::backward(&[&y_btd], &[&grad])?;
         let mut grad = x_btd.grad();
         drop((x_btd, y_btd, self.hidden_btd));

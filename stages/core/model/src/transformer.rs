@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{CACHE_BLOCK, CachedRows, PackedMatrix};
 
 use crate::attention::{Mask, Span, alibi_bias};
-use crate::block::{Block, Context, Norm, Params, Sight};
+use crate::block::{Block, Columns, Context, Norm, Params, Sight, Tail};
 use crate::cached::CachedSpan;
 use crate::draw::draw;
 use crate::input::Input;
@@ -177,17 +177,26 @@ impl Model {
 
     /// Hidden states after the final norm, `[b, t, d]` (`d`: the embedding's width), as one autograd graph where gradients are
     /// on (training goes through [`Model::record`] instead). Rows of padding hold finite numbers
-    /// without meaning.
+    /// without meaning, columns before [`Input::wanted_from`] zeros.
     ///
     /// # Panics
     /// When the input is longer than the positions of the model.
     pub fn hidden(&self, input: &Input) -> Tensor {
         let context = self.context(input);
         let mut x_btd = self.embed(&input.ids_bt, &input.positions(), input.places());
-        for block in &self.blocks {
-            x_btd = block.forward(&x_btd, &context, None, 0.0);
+        for (index, block) in self.blocks.iter().enumerate() {
+            x_btd = block.forward(&x_btd, &context, None, 0.0, self.columns(index));
         }
-        self.final_norm(&x_btd)
+        input.fill(&self.final_norm(&x_btd))
+    }
+
+    /// The columns that a block computes.
+    pub(crate) fn columns(&self, block: usize) -> Columns {
+        if block + 1 == self.blocks.len() {
+            Columns::Wanted
+        } else {
+            Columns::All
+        }
     }
 
     /// Logits `[..., v]` of hidden states `[..., d]`, in the parameters' type.
@@ -309,12 +318,21 @@ impl Model {
             _ => Mask::new(&span, None, self.kind()),
         };
         let local = shape.local.as_ref();
+        let local = local.map(|local| Mask::new(&span, Some(local.window), self.kind()));
+        let (from, kind) = (input.wanted_from, self.kind());
+        assert!(
+            (0..span.len).contains(&from),
+            "columns from {from} of {}",
+            span.len
+        );
+        let tail = (from > 0).then(|| Tail {
+            from,
+            mask: mask.tail(&span, from, kind),
+            local: local.as_ref().map(|local| local.tail(&span, from, kind)),
+        });
         Context {
             rotation: self.rotation(&input.positions(), input.lengths_b.as_ref()),
-            sight: Sight::Pass {
-                mask,
-                local: local.map(|local| Mask::new(&span, Some(local.window), self.kind())),
-            },
+            sight: Sight::Pass { mask, local, tail },
             adapter_dropout: 0.0,
         }
     }

@@ -1,6 +1,5 @@
-// Small operators of a block in one pass over memory each, forward and backward, on the CPU: the norm,
-// the gate of the MLP, the rotation of positions. Sums are in f32 (f64 for f64) and have one order,
-// whatever the number of threads.
+// The norm and the rotation of positions in one pass over memory each, forward and backward, on the CPU.
+// Sums are in f32 (f64 for f64) and have one order, whatever the number of threads.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -12,60 +11,18 @@
 #include <tuple>
 
 #include "border.h"
-#include "vectors.h"
+#include "kernels.h"
 
 namespace {
 
-using rlhf::kLanes;
+using rlhf::each_vector;
+using rlhf::put;
+using rlhf::take;
+using rlhf::wide;
+using rlhf::with_type;
 using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
-
-// Calls `body` with a zero of the tensors' type.
-template <typename Body>
-void with_type(const at::Tensor& tensor, const char* what, const Body& body) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat:
-      return body(float{});
-    case at::kDouble:
-      return body(double{});
-    case at::kBFloat16:
-      return body(c10::BFloat16{});
-    default:
-      TORCH_CHECK(false, what, " in ", tensor.scalar_type());
-  }
-}
-
-// The type of sums.
-at::TensorOptions wide(const at::Tensor& tensor) {
-  return tensor.options().dtype(tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
-}
-
-// `body(i, count)` for each vector of a row of `d` numbers; the last may be shorter.
-template <typename Body>
-RLHF_INLINE void each_vector(int64_t d, const Body& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= d; i += kLanes) {
-    body(i, kLanes);
-  }
-  if (i < d) {
-    body(i, d - i);
-  }
-}
-
-template <typename T>
-RLHF_INLINE typename rlhf::Wide<T>::Vector take(const T* from, int64_t count) {
-  return count == kLanes ? rlhf::load(from) : rlhf::load_some(from, count);
-}
-
-template <typename T>
-RLHF_INLINE void put(T* to, typename rlhf::Wide<T>::Vector x, int64_t count) {
-  if (count == kLanes) {
-    rlhf::store(to, x);
-  } else {
-    rlhf::store_some(to, x, count);
-  }
-}
 
 // y = x r w with r = 1 / sqrt(mean(x^2) + eps)  (Zhang and Sennrich 2019)
 
@@ -116,55 +73,6 @@ RLHF_INLINE void norm_back(const Norm<T>& norm, const T* grad, const A* scales, 
     each_vector(norm.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       const V h = take(g + i, count) * take(norm.weight + i, count);
       put(grad_x + row * norm.d + i, (h - take(x + i, count) * shift) * scale, count);
-    });
-  }
-}
-
-// y = silu(gate) up, with silu(z) = z sigmoid(z)  (Shazeer 2020); gate and up have `stride` numbers a row.
-
-template <typename T>
-struct Gate {
-  const T* gate;
-  const T* up;
-  int64_t gate_stride, up_stride, d;
-};
-
-// sigmoid(z) and 1 - sigmoid(z), each to its own last place.
-template <typename V>
-struct Sigmoid {
-  V s, rest;
-};
-template <typename V>
-RLHF_INLINE Sigmoid<V> sigmoid(V z) {
-  const V e = rlhf::exp_negative(z > 0 ? -z : z);
-  const V one = V{} + 1, scale = one / (e + 1);
-  return {(z > 0 ? one : e) * scale, (z > 0 ? e : one) * scale};
-}
-
-template <typename T>
-RLHF_INLINE void gate_rows(const Gate<T>& it, T* y, int64_t begin, int64_t end) {
-  using V = typename rlhf::Wide<T>::Vector;
-  for (int64_t row = begin; row < end; ++row) {
-    each_vector(it.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const V z = take(it.gate + row * it.gate_stride + i, count);
-      const V up = take(it.up + row * it.up_stride + i, count);
-      put(y + row * it.d + i, z * sigmoid(z).s * up, count);
-    });
-  }
-}
-
-template <typename T>
-RLHF_INLINE void gate_back(const Gate<T>& it, const T* grad, T* grad_gate, T* grad_up, int64_t begin,
-                           int64_t end) {
-  using V = typename rlhf::Wide<T>::Vector;
-  for (int64_t row = begin; row < end; ++row) {
-    each_vector(it.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const V z = take(it.gate + row * it.gate_stride + i, count);
-      const V up = take(it.up + row * it.up_stride + i, count);
-      const V g = take(grad + row * it.d + i, count);
-      const auto [s, rest] = sigmoid(z);
-      put(grad_up + row * it.d + i, g * z * s, count);
-      put(grad_gate + row * it.d + i, g * up * s * (1 + z * rest), count);
     });
   }
 }
@@ -223,13 +131,6 @@ RLHF_INLINE void rotate_rows(const Rotation<T>& it, T* y, float sign, int64_t be
                                 const rlhf::Wide<T>::Scalar* scales, T* grad_x,                     \
                                 rlhf::Wide<T>::Scalar* grad_weight, int64_t begin, int64_t end) {   \
     norm_back(norm, grad, scales, grad_x, grad_weight, begin, end);                                 \
-  }                                                                                                 \
-  RLHF_CLONES void gate_rows_of(const Gate<T>& gate, T* y, int64_t begin, int64_t end) {            \
-    gate_rows(gate, y, begin, end);                                                                 \
-  }                                                                                                 \
-  RLHF_CLONES void gate_back_of(const Gate<T>& gate, const T* grad, T* grad_gate, T* grad_up,       \
-                                int64_t begin, int64_t end) {                                       \
-    gate_back(gate, grad, grad_gate, grad_up, begin, end);                                          \
   }                                                                                                 \
   RLHF_CLONES void rotate_rows_of(const Rotation<T>& rotation, T* y, float sign, int64_t begin,     \
                                   int64_t end) {                                                    \
@@ -296,50 +197,6 @@ struct RmsNorm : public torch::autograd::Function<RmsNorm> {
   }
 };
 
-// Rows of numbers that lie behind each other: gate and up may be halves of one product.
-template <typename T>
-Gate<T> gate_of(const at::Tensor& gate_nd, const at::Tensor& up_nd) {
-  return {gate_nd.const_data_ptr<T>(), up_nd.const_data_ptr<T>(), gate_nd.stride(0),
-          up_nd.stride(0), gate_nd.size(1)};
-}
-
-at::Tensor swiglu(const at::Tensor& gate_nd, const at::Tensor& up_nd) {
-  at::Tensor y = at::empty(gate_nd.sizes(), gate_nd.options());
-  with_type(y, "swiglu", [&](auto zero) {
-    using T = decltype(zero);
-    const Gate<T> gate = gate_of<T>(gate_nd, up_nd);
-    T* out = y.mutable_data_ptr<T>();
-    rlhf::for_each_stretch(y.size(0), gate.d, [&](int64_t begin, int64_t end) {
-      gate_rows_of(gate, out, begin, end);
-    });
-  });
-  return y;
-}
-
-struct SwiGlu : public torch::autograd::Function<SwiGlu> {
-  static Variable forward(AutogradContext* context, const Variable& gate_nd, const Variable& up_nd) {
-    context->save_for_backward({gate_nd, up_nd});
-    return swiglu(gate_nd, up_nd);
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list grads) {
-    const auto saved = context->get_saved_variables();
-    const at::Tensor grad = grads[0].contiguous();
-    at::Tensor grad_gate = at::empty_like(grad), grad_up = at::empty_like(grad);
-    with_type(grad, "swiglu", [&](auto zero) {
-      using T = decltype(zero);
-      const Gate<T> gate = gate_of<T>(saved[0], saved[1]);
-      const T* from = grad.const_data_ptr<T>();
-      T* to_gate = grad_gate.mutable_data_ptr<T>();
-      T* to_up = grad_up.mutable_data_ptr<T>();
-      rlhf::for_each_stretch(grad.size(0), gate.d, [&](int64_t begin, int64_t end) {
-        gate_back_of(gate, from, to_gate, to_up, begin, end);
-      });
-    });
-    return {grad_gate, grad_up};
-  }
-};
-
 // To the layout [b, t, h, e], seen as [b, h, t, e].
 at::Tensor rotate(const at::Tensor& x_bhte, const at::Tensor& cos, const at::Tensor& sin,
                   bool interleaved, float sign) {
@@ -397,17 +254,6 @@ char* rlhf_rms_norm(at::Tensor* x, at::Tensor* weight_d, double eps, at::Tensor*
     const at::Tensor dense = x->contiguous();
     *out = new at::Tensor(at::GradMode::is_enabled() ? RmsNorm::apply(dense, *weight_d, eps)
                                                      : std::get<0>(rms_norm(dense, *weight_d, eps)));
-  });
-}
-
-char* rlhf_swiglu(at::Tensor* gate, at::Tensor* up, at::Tensor** out) {
-  return rlhf::guarded([&] {
-    // Of halves of one product this is a view.
-    const int64_t d = gate->size(-1);
-    const at::Tensor gate_nd = gate->reshape({-1, d}), up_nd = up->reshape({-1, d});
-    const at::Tensor y =
-        at::GradMode::is_enabled() ? SwiGlu::apply(gate_nd, up_nd) : swiglu(gate_nd, up_nd);
-    *out = new at::Tensor(y.view(gate->sizes()));
   });
 }
 

@@ -67,6 +67,7 @@ unsafe extern "C" {
         up: *const C_tensor,
         out: *mut *mut C_tensor,
     ) -> Status;
+    pub(crate) fn rlhf_gelu(x: *const C_tensor, out: *mut *mut C_tensor) -> Status;
     pub(crate) fn rlhf_rotate(
         x_bhte: *const C_tensor,
         cos_b1te: *const C_tensor,

@@ -61,6 +61,22 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor, TorchError> {
     })
 }
 
+/// GELU in its tanh approximation (Hendrycks and Gimpel 2016), rounded once.
+///
+/// # Errors
+/// For another type or device.
+pub fn gelu_tanh(x: &Tensor) -> Result<Tensor, TorchError> {
+    let operation = "gelu_tanh";
+    if !is_known(x) {
+        let expected = "Float, Double or BFloat16 on the CPU";
+        return Err(argument(operation, "x", &describe(x), expected));
+    }
+    output(operation, |out| {
+        // SAFETY: the tensor is borrowed for this call.
+        unsafe { ffi::rlhf_gelu(x.as_ptr(), out) }
+    })
+}
+
 /// `x cos + turned(x) sin` of the first numbers of each head, as many as the tables are wide; the others
 /// stay (Su et al. 2021). `turned` takes pairs of numbers a half apart, or of neighbours (`interleaved`); both of
 /// a pair have the same angle. `x_bhte` is `[b, h, t, e]`, the tables `[b or 1, 1, t, ..]`.

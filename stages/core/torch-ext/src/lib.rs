@@ -30,7 +30,7 @@ pub use bytes::{Layout, MappedFile, tensor_from_bytes};
 pub use cached_attention::{CACHE_BLOCK, CachedOptions, CachedRows, cached_attention};
 pub use device::{DeviceChoice, gpu_expected, num_cuda_devices, resolve_device};
 pub use error::TorchError;
-pub use fused::{is_fusible, rms_norm, rotate, swiglu};
+pub use fused::{gelu_tanh, is_fusible, rms_norm, rotate, swiglu};
 pub use library::{libtorch_dir, libtorch_version, set_threads};
 pub use ops::{AdamWStep, backward, fused_adamw, token_logprobs};
 pub use packed::PackedMatrix;

@@ -1,7 +1,7 @@
 //! The operators of one pass against the same out of libtorch's own: values and gradients.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{rms_norm, rotate, swiglu};
+use torch_ext::{gelu_tanh, rms_norm, rotate, swiglu};
 
 type Operator = fn(&[Tensor]) -> Tensor;
 
@@ -72,6 +72,12 @@ fn cases() -> Vec<Case> {
             inputs: vec![random(&dims) * 20.0, random(&dims)],
             fused: |it| swiglu(&it[0], &it[1]).expect("a gate"),
             plain: plain_gate,
+        });
+        cases.push(Case {
+            name: "gelu",
+            inputs: vec![random(&dims) * 4.0],
+            fused: |it| gelu_tanh(&it[0]).expect("an activation"),
+            plain: |it| it[0].gelu("tanh"),
         });
         cases.push(Case {
             name: "swiglu of halves",
@@ -172,6 +178,7 @@ fn what_does_not_fit_is_refused() {
     let refusals = [
         rms_norm(&x, &random(&[7]), 1e-5),
         rms_norm(&half, &half.get(0).get(0).get(0), 1e-5),
+        gelu_tanh(&half),
         swiglu(&x, &x.narrow(0, 0, 1)),
         swiglu(&x, &x.to_kind(Kind::Float)),
         rotate(&x, &random(&[2, 1, 4, 10]), &random(&[2, 1, 4, 10]), false),

@@ -16,6 +16,11 @@ use recipe::shape::{
 use tch::{Device, Kind, Tensor};
 
 const BOUND: f64 = 1e-9;
+const RECORD: RecordOptions = RecordOptions {
+    checkpointing: false,
+    dropout: 0.0,
+    dropout_key: 0,
+};
 
 fn shape(family: Family) -> ModelShape {
     let usual = family.shape(&Sizes {
@@ -207,6 +212,33 @@ fn cached_decoding_equals_the_full_pass() {
         let more = [vec![4], vec![8], vec![9, 6, 3]];
         read(model, &mut cache, &mut cached, &mut sequences, &more);
         assert_eq!(cache.num_free(), 0);
+    }
+}
+
+/// What is not wanted is left out, and neither the rest nor a gradient changes.
+#[test]
+fn columns_that_are_not_wanted_change_nothing() {
+    for model in models() {
+        for left in [false, true] {
+            let input = || padded(&rows()[..2], left);
+            let all = taped(&model, &input(), RECORD);
+            for wanted_from in [1, 5] {
+                let part = |x: &Tensor| x.narrow(1, wanted_from, 9 - wanted_from);
+                let label = format!("{:?} from {wanted_from}", model.shape.family);
+                let input = || input().wanted_from(wanted_from);
+                let hidden = tch::no_grad(|| model.hidden(&input()));
+                let whole = tch::no_grad(|| model.hidden(&padded(&rows()[..2], left)));
+                assert_equal(&label, &part(&hidden), &part(&whole));
+                let zeros = hidden.narrow(1, 0, wanted_from).abs().max();
+                assert_equal(&label, &zeros, &zeros.zeros_like());
+                // The loss of `taped` begins with the second token.
+                if wanted_from == 1 {
+                    for (name, grad) in taped(&model, &input(), RECORD) {
+                        assert_equal(&name, &grad, &all[&name]);
+                    }
+                }
+            }
+        }
     }
 }
 
