@@ -11,8 +11,10 @@ use crate::support::{Outcome, copy_of_finished_run, rlhf_run, say, scratch, tiny
 /// Of a number's size, or of 1 where it is smaller: f32.
 const TOLERANCE: f64 = 1e-5;
 
-/// The metrics of the first iteration, and the numbers of its episodes.
-fn first_iteration(run: &Path, plain: bool) -> Outcome<(BTreeMap<String, f64>, Vec<Vec<f64>>)> {
+/// The metrics of an iteration, and the numbers of its episodes.
+type Iteration = (BTreeMap<String, f64>, Vec<Vec<f64>>);
+
+fn first_iteration(run: &Path, plain: bool) -> Outcome<Iteration> {
     let mut command = rlhf_run(&tiny(), run);
     command.args(["--restart", "ppo", "--set", "stages.ppo.iterations=1"]);
     if plain {

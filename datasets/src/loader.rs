@@ -25,10 +25,13 @@ pub struct Order {
 #[derive(Debug, Default)]
 struct Recent {
     /// Of the windows, by epoch.
-    windows: Vec<(u64, Arc<Vec<usize>>)>,
+    windows: Kept<u64>,
     /// Within a window, by epoch and window.
-    within: Vec<((u64, usize), Arc<Vec<usize>>)>,
+    within: Kept<(u64, usize)>,
 }
+
+/// Permutations and what they are of.
+type Kept<K> = Vec<(K, Arc<Vec<usize>>)>;
 
 impl Order {
     /// The order of `len` examples in windows of `window`; `purpose` tells streams of one seed
@@ -111,7 +114,7 @@ impl Order {
 
 /// What is kept under a key, or made and kept; the oldest of three goes.
 fn found_or<K: Copy + PartialEq>(
-    kept: &mut Vec<(K, Arc<Vec<usize>>)>,
+    kept: &mut Kept<K>,
     key: K,
     make: impl FnOnce() -> Vec<usize>,
 ) -> Arc<Vec<usize>> {

@@ -19,6 +19,9 @@ const BUCKET_BYTES: u64 = 128 << 20;
 const MAX_BUCKETS: u64 = 256;
 const FOLDER: &str = "sorting";
 
+/// A part's file, and the bytes of each of its texts.
+pub(crate) type Part = (PathBuf, Vec<usize>);
+
 /// Splits texts by a share that is held out, and writes both parts into `out_dir`. `num_bytes` is about the size
 /// of all. Returns how many rows were read, and of each part its file and the bytes of each text.
 ///
@@ -29,7 +32,7 @@ pub(crate) fn write_sorted(
     num_bytes: u64,
     (seed, heldout): (u64, f64),
     out_dir: &Path,
-) -> Result<(u64, [(PathBuf, Vec<usize>); 2]), DataError> {
+) -> Result<(u64, [Part; 2]), DataError> {
     let buckets = (num_bytes / BUCKET_BYTES + 1).min(MAX_BUCKETS);
     let scratch = out_dir.join(FOLDER);
     let at = |source| DataError::Io {
@@ -51,7 +54,7 @@ pub(crate) fn write_sorted(
         }
     }
     let [train, held] = parts;
-    let write = |split, part: Buckets| -> Result<(PathBuf, Vec<usize>), DataError> {
+    let write = |split, part: Buckets| -> Result<Part, DataError> {
         let path = dataset_file(out_dir, DatasetKind::Text, split);
         if part.is_empty() {
             return Err(DataError::EmptySplit {

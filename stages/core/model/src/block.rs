@@ -2,70 +2,16 @@
 //!
 //! Shape suffixes: b rows, t positions, s key positions, d width, h heads, e width of a head.
 
-use recipe::families::{MlpNames, QkvNames};
+use recipe::families::QkvNames;
 use recipe::shape::{Activation, BlockOrder, ModelShape, NormKind};
 use tch::Tensor;
-use torch_ext::{TorchError, gelu_tanh, is_fusible, rms_norm, swiglu};
+use torch_ext::{TorchError, is_fusible, rms_norm};
 
-use crate::attention::{Mask, attend};
-use crate::cached::CachedSpan;
+use crate::attention::attend;
+use crate::context::{Columns, Context, Sight, Tail};
 use crate::linear::{Linear, Weight};
+use crate::mlp::Mlp;
 use crate::parameters::Parameters;
-use crate::positions::Rotation;
-
-/// What all blocks of one forward pass share.
-#[derive(Debug)]
-pub(crate) struct Context {
-    /// Present where positions rotate queries and keys.
-    pub(crate) rotation: Option<Rotation>,
-    /// What a query sees.
-    pub(crate) sight: Sight,
-    /// The rate of dropout before adapters.
-    pub(crate) adapter_dropout: f64,
-}
-
-/// Which keys queries see.
-#[derive(Debug)]
-pub(crate) enum Sight {
-    /// Keys of the same pass.
-    Pass {
-        /// Which.
-        mask: Mask,
-        /// The same in layers with a sliding window, where there are any.
-        local: Option<Mask>,
-        /// In the last layer: the first column whose output is wanted, and both masks from there on.
-        tail: Option<Tail>,
-    },
-    /// Keys of the cache, to which those of this pass are added.
-    Cache(CachedSpan),
-}
-
-/// What the queries from a column on see.
-#[derive(Debug)]
-pub(crate) struct Tail {
-    pub(crate) from: i64,
-    pub(crate) mask: Mask,
-    pub(crate) local: Option<Mask>,
-}
-
-/// Which columns a layer computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Columns {
-    /// All.
-    All,
-    /// Those of the [`Tail`], where there is one: it is the last layer.
-    Wanted,
-}
-
-impl Context {
-    /// The first column that a layer computes, where it is not the first of all.
-    fn from(&self, columns: Columns) -> Option<&Tail> {
-        match &self.sight {
-            Sight::Pass { tail, .. } if columns == Columns::Wanted => tail.as_ref(),
-            _ => None,
-        }
-    }
-}
 
 /// Keys `[blocks, h, e, 16]` and values `[blocks, h, 16, e]` of one layer.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +51,7 @@ impl Params<'_> {
     }
 
     /// Several matrices of the same inputs as one, where that can be.
-    fn joined(&self, names: &[String], bias: bool) -> Option<Linear> {
+    pub(crate) fn joined(&self, names: &[String], bias: bool) -> Option<Linear> {
         let parts: Vec<Linear> = names.iter().map(|name| self.plain(name, bias)).collect();
         Linear::joined(&parts.iter().collect::<Vec<_>>(), self.packed?)
     }
@@ -280,96 +226,6 @@ impl Attention {
     }
 }
 
-/// `activation(gate) up`.
-fn gated(gate: &Tensor, up: &Tensor, activation: Activation) -> Tensor {
-    if activation == Activation::Silu && is_fusible(gate) {
-        fused(swiglu(gate, up))
-    } else {
-        activate(gate, activation) * up
-    }
-}
-
-/// Of tensors that the model itself made.
-fn fused(made: Result<Tensor, TorchError>) -> Tensor {
-    made.unwrap_or_else(|error| panic!("{error}"))
-}
-
-#[derive(Debug)]
-enum Mlp {
-    Plain {
-        up: Linear,
-        down: Linear,
-    },
-    Gated {
-        gate: Linear,
-        up: Linear,
-        down: Linear,
-    },
-    /// Gate and up in one matrix.
-    FusedGate {
-        both: Linear,
-        down: Linear,
-    },
-}
-
-impl Mlp {
-    fn new(params: &Params, block: &str) -> Self {
-        let biased = params.shape.biases.mlp;
-        let linear = |part: &str| params.linear(&format!("{block}.{part}"), biased);
-        match params.shape.names().mlp {
-            MlpNames::Plain(parts) => {
-                let [up, down] = parts.map(linear);
-                Self::Plain { up, down }
-            }
-            MlpNames::Gated([gate, up, down]) => {
-                let names = [gate, up].map(|part| format!("{block}.{part}"));
-                match params.joined(&names, biased) {
-                    Some(both) => Self::FusedGate {
-                        both,
-                        down: linear(down),
-                    },
-                    None => Self::Gated {
-                        gate: linear(gate),
-                        up: linear(up),
-                        down: linear(down),
-                    },
-                }
-            }
-            MlpNames::FusedGate(parts) => {
-                let [both, down] = parts.map(linear);
-                Self::FusedGate { both, down }
-            }
-        }
-    }
-
-    fn forward(&self, x_btd: &Tensor, activation: Activation, dropout: f64) -> Tensor {
-        match self {
-            Self::Plain { up, down } => {
-                let up = activate(&up.forward(x_btd, dropout), activation);
-                down.forward(&up, dropout)
-            }
-            Self::Gated { gate, up, down } => {
-                let (gate, up) = (gate.forward(x_btd, dropout), up.forward(x_btd, dropout));
-                down.forward(&gated(&gate, &up, activation), dropout)
-            }
-            Self::FusedGate { both, down } => {
-                let parts = both.forward(x_btd, dropout).chunk(2, -1);
-                down.forward(&gated(&parts[0], &parts[1], activation), dropout)
-            }
-        }
-    }
-}
-
-fn activate(x: &Tensor, activation: Activation) -> Tensor {
-    match activation {
-        Activation::GeluTanh if is_fusible(x) => fused(gelu_tanh(x)),
-        Activation::GeluTanh => x.gelu("tanh"),
-        Activation::Gelu => x.gelu("none"),
-        Activation::Relu => x.relu(),
-        Activation::Silu => x.silu(),
-    }
-}
-
 /// One block: attention and MLP, each with a norm, added to the residual stream.
 #[derive(Debug)]
 pub(crate) struct Block {
@@ -415,7 +271,7 @@ impl Block {
                 y
             }
         };
-        let tail = context.from(columns);
+        let tail = context.tail(columns);
         let wanted = |x: &Tensor| match tail {
             Some(tail) => x.narrow(1, tail.from, x.size()[1] - tail.from),
             None => x.shallow_clone(),
@@ -447,4 +303,9 @@ impl Block {
             }
         }
     }
+}
+
+/// Of tensors that the model itself made.
+pub(crate) fn fused(made: Result<Tensor, TorchError>) -> Tensor {
+    made.unwrap_or_else(|error| panic!("{error}"))
 }

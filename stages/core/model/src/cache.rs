@@ -7,8 +7,9 @@ use std::mem;
 use tch::{Kind, Tensor};
 use torch_ext::{CACHE_BLOCK, CachedRows};
 
-use crate::block::{Columns, LayerCache};
+use crate::block::LayerCache;
 use crate::cached::has_kernel;
+use crate::context::Columns;
 use crate::transformer::Model;
 
 /// Keys and values of all layers, in blocks of 16 positions that rows take and give back. Rows with the

@@ -10,7 +10,7 @@
 use tch::Tensor;
 
 use crate::ModelError;
-use crate::block::Context;
+use crate::context::Context;
 use crate::draw::seeded;
 use crate::input::Input;
 use crate::transformer::Model;

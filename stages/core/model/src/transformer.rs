@@ -8,16 +8,14 @@ use recipe::arithmetic::PACKED_BYTES;
 use recipe::shape::{ModelShape, Positions};
 use recipe::tensors::{Head, SCALAR_HEAD, tensors};
 use tch::{Device, Kind, Tensor};
-use torch_ext::{CACHE_BLOCK, CachedRows, PackedMatrix};
+use torch_ext::PackedMatrix;
 
-use crate::attention::{Mask, Span, alibi_bias};
-use crate::block::{Block, Columns, Context, Norm, Params, Sight, Tail};
-use crate::cached::CachedSpan;
+use crate::block::{Block, Norm, Params};
 use crate::draw::draw;
 use crate::input::Input;
 use crate::linear::Linear;
 use crate::parameters::Parameters;
-use crate::positions::{Rotation, sinusoidal};
+use crate::positions::sinusoidal;
 
 /// A decoder-only transformer.
 #[derive(Debug)]
@@ -190,15 +188,6 @@ impl Model {
         input.fill(&self.final_norm(&x_btd))
     }
 
-    /// The columns that a block computes.
-    pub(crate) fn columns(&self, block: usize) -> Columns {
-        if block + 1 == self.blocks.len() {
-            Columns::Wanted
-        } else {
-            Columns::All
-        }
-    }
-
     /// Logits `[..., v]` of hidden states `[..., d]`, in the parameters' type.
     ///
     /// # Panics
@@ -295,78 +284,6 @@ impl Model {
             Some([_, out]) => out.forward(&normed_btd, 0.0),
             None => normed_btd,
         }
-    }
-
-    /// What the blocks share, for a pass without a cache.
-    pub(crate) fn context(&self, input: &Input) -> Context {
-        let (shape, prefixes) = (&self.shape, &input.prefixes);
-        assert!(
-            prefixes.is_empty()
-                || input.valid_bt.is_none()
-                    && shape.local.is_none()
-                    && shape.positions != Positions::Alibi,
-            "tokens that see each other in both directions, in {shape:?}"
-        );
-        let span = Span {
-            len: input.ids_bt.size()[1],
-            valid_bt: input.valid_bt.as_ref(),
-            prefixes,
-            device: self.device(),
-        };
-        let mask = match shape.positions {
-            Positions::Alibi => Mask::alibi(&span, shape.heads, shape.head_dim, self.kind()),
-            _ => Mask::new(&span, None, self.kind()),
-        };
-        let local = shape.local.as_ref();
-        let local = local.map(|local| Mask::new(&span, Some(local.window), self.kind()));
-        let (from, kind) = (input.wanted_from, self.kind());
-        assert!(
-            (0..span.len).contains(&from),
-            "columns from {from} of {}",
-            span.len
-        );
-        let tail = (from > 0).then(|| Tail {
-            from,
-            mask: mask.tail(&span, from, kind),
-            local: local.as_ref().map(|local| local.tail(&span, from, kind)),
-        });
-        Context {
-            rotation: self.rotation(&input.positions(), input.lengths_b.as_ref()),
-            sight: Sight::Pass { mask, local, tail },
-            adapter_dropout: 0.0,
-        }
-    }
-
-    /// What the blocks share, for a pass over the cache; each token is a row of one column, and its length that
-    /// of the row it stands in.
-    pub(crate) fn cached_context(
-        &self,
-        rows: CachedRows,
-        positions_n1: &Tensor,
-        lengths_n: &Tensor,
-    ) -> Context {
-        let shape = &self.shape;
-        let bias_hs = matches!(shape.positions, Positions::Alibi).then(|| {
-            let keys = (rows.columns() * CACHE_BLOCK) as i64;
-            let keys_s = Tensor::arange(keys, (Kind::Int64, self.device()));
-            let bias_hs = alibi_bias(&keys_s, shape.heads, shape.head_dim, self.kind());
-            match self.kind() {
-                Kind::Double => bias_hs,
-                _ => bias_hs.to_kind(Kind::Float),
-            }
-        });
-        let window = shape.local.as_ref().map(|local| local.window);
-        Context {
-            rotation: self.rotation(positions_n1, Some(lengths_n)),
-            sight: Sight::Cache(CachedSpan::new(rows, bias_hs, window, self.device())),
-            adapter_dropout: 0.0,
-        }
-    }
-
-    /// `lengths_b`: tokens of each row, int64 `[b]`, where they are not its largest position plus 1.
-    fn rotation(&self, positions_bt: &Tensor, lengths_b: Option<&Tensor>) -> Option<Rotation> {
-        let rotary = self.shape.rotary()?;
-        Some(Rotation::new(rotary, positions_bt, lengths_b, self.kind()))
     }
 
     /// Tokens and their positions; `places_bt` are their places within spans, whose positions are not

@@ -5,13 +5,14 @@
 //! a simple model, stated at [`training_bytes`] and its neighbours: it names what is large.
 
 use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan, Quantization};
-use crate::shape::{ModelShape, NormKind};
+use crate::shape::ModelShape;
 use crate::tensors::{Head, TensorSpec, tensors};
 
 /// A loss computes logits a chunk at a time, of at most this size in f32 (less on a CPU).
 pub const LOGIT_CHUNK_BYTES: usize = 512 << 20;
 
-/// On a CPU a model is copied for decoding, its matrices in another order, where it is not larger than this.
+/// On a CPU a model is copied for sampling and scoring, its matrices in another order, where it is not larger than
+/// this.
 pub const PACKED_BYTES: usize = 2 << 30;
 
 impl Dtype {
@@ -106,15 +107,11 @@ impl ModelShape {
     }
 
     /// What a block keeps for its backward pass, numbers per token: the inputs and outputs of its two
-    /// norms (of `RMSNorm`, which is not one kernel on a CPU, also what it multiplies), query, key, value,
-    /// attention's output, and the MLP's intermediate results.
+    /// norms, query, key, value, attention's output, and of the MLP what its products make and what the last of them
+    /// reads (a gate is applied in one pass, and only its inputs are kept).
     fn block_activations(&self) -> u64 {
-        let norms = match self.norm {
-            NormKind::Layer => 4,
-            NormKind::Rms => 6,
-        };
-        let mlp = if self.gated { 4 } else { 2 } * self.mlp_width;
-        (norms * self.width + 2 * (self.heads + self.kv_heads) * self.head_dim + mlp) as u64
+        let mlp = if self.gated { 3 } else { 2 } * self.mlp_width;
+        (4 * self.width + 2 * (self.heads + self.kv_heads) * self.head_dim + mlp) as u64
     }
 
     /// Activations of a training pass over `tokens` tokens: those of every block, or with
@@ -145,6 +142,22 @@ fn num_numbers(shape: &ModelShape, head: Head) -> u64 {
         .iter()
         .map(|spec| numbers(&spec.dims))
         .sum()
+}
+
+/// What `rlhf plan` calls [`packed_bytes`].
+pub(crate) const PACKED: &str = "weights in another order while it samples, on a CPU";
+
+/// The copy of a model that is made on a CPU for sampling from it: none of more than [`PACKED_BYTES`], and none of
+/// codes.
+pub fn packed_bytes(shape: &ModelShape, dtype: Dtype, quantize: Option<Quantization>) -> u64 {
+    let whole = weight_bytes(shape.num_parameters(), dtype);
+    let matrices = weight_bytes(shape.num_matrix_parameters(), dtype);
+    let in_few_bits = quantize.is_some() || dtype == Dtype::F64;
+    if in_few_bits || whole > PACKED_BYTES as u64 {
+        0
+    } else {
+        matrices
+    }
 }
 
 /// Weights alone.

@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::arithmetic::{final_learning_rate, frozen_bytes, model_bytes, weight_bytes};
+use crate::arithmetic::{
+    PACKED, final_learning_rate, frozen_bytes, model_bytes, packed_bytes, weight_bytes,
+};
 use crate::plan::{
     Dtype, Duration, Execution, LabelPlan, LoraPlan, Objective, Plan, PretrainPlan, Quantization,
     Source, StagePlan, Task, TrainPlan,
@@ -197,6 +199,10 @@ fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
         entry("tokens, at most", grouped((episodes * tokens) as u64)),
         entry("FLOPs, at most", format!("{flops:.3e}")),
         entry("peak memory, predicted", bytes(memory)),
+        entry(
+            PACKED,
+            bytes(packed_bytes(shape, execution.dtype, task.quantize)),
+        ),
     ]
 }
 

@@ -1,6 +1,6 @@
 //! The numbers that `rlhf plan` prints for a PPO stage.
 
-use crate::arithmetic::{frozen_bytes, training_bytes, weight_bytes};
+use crate::arithmetic::{PACKED, frozen_bytes, packed_bytes, training_bytes, weight_bytes};
 use crate::numbers::{HOST_MEMORY, Numbers, bytes, entry, grouped, merged_bytes};
 use crate::plan::{Dtype, Execution, PpoPlan, Quantization, RewardSource};
 use crate::tensors::Head;
@@ -44,6 +44,8 @@ pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
             bytes(ppo_bytes(task, tokens, execution)),
         ),
     ]);
+    let packed = packed_bytes(&task.shape, execution.dtype, task.reference_quantize);
+    numbers.push(entry(PACKED, bytes(packed)));
     let in_codes = ppo_merged(task).filter(|(_, quantize)| quantize.is_some());
     if let Some(largest) = in_codes.map(|(parameters, _)| parameters).max() {
         let host = weight_bytes(largest, execution.dtype);
