@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use toml::Table;
 
@@ -219,5 +220,31 @@ fn every_library_says_what_it_is() -> Outcome {
             assert!(opening.contains(part), "{} says no {part}", root.display());
         }
     }
+    Ok(())
+}
+
+/// Of a file, and of all: environments, models and runs do not belong here.
+const MAX_FILE_BYTES: u64 = 512 << 10;
+const MAX_TOTAL_BYTES: u64 = 16 << 20;
+
+#[test]
+fn nothing_large_is_in_the_repository() -> Outcome {
+    let listed = Command::new("git")
+        .args(["ls-files", "-z"])
+        .current_dir(repository())
+        .output()?;
+    if !listed.status.success() {
+        // An archive of the sources has no list.
+        return Ok(());
+    }
+    let names = String::from_utf8(listed.stdout)?;
+    let mut total = 0;
+    for name in names.split_terminator('\0') {
+        // A file may be deleted and not yet committed.
+        let bytes = fs::metadata(repository().join(name)).map_or(0, |metadata| metadata.len());
+        assert!(bytes <= MAX_FILE_BYTES, "{name} has {bytes} bytes");
+        total += bytes;
+    }
+    assert!(total > 0 && total <= MAX_TOTAL_BYTES, "{total} bytes");
     Ok(())
 }
