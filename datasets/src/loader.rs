@@ -94,19 +94,20 @@ impl Order {
     /// shorter than the others.
     fn slot(&self, windows: &[usize], place: usize) -> (usize, usize) {
         let short = self.len % self.window;
-        let rank = windows
-            .iter()
-            .position(|window| window + 1 == windows.len());
+        let is_last = |window: &usize| window + 1 == windows.len();
+        let rank = if short > 0 {
+            windows.iter().position(is_last)
+        } else {
+            None
+        };
         match rank {
-            Some(rank) if short > 0 && place >= rank * self.window => {
-                match place - rank * self.window {
-                    offset if offset < short => (rank, offset),
-                    beyond => {
-                        let beyond = beyond - short;
-                        (rank + 1 + beyond / self.window, beyond % self.window)
-                    }
+            Some(rank) if place >= rank * self.window => match place - rank * self.window {
+                offset if offset < short => (rank, offset),
+                beyond => {
+                    let beyond = beyond - short;
+                    (rank + 1 + beyond / self.window, beyond % self.window)
                 }
-            }
+            },
             _ => (place / self.window, place % self.window),
         }
     }

@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 
 use crate::decode::to_host;
 use crate::options::{Finish, GenerationError, Request, Sample, SamplingOptions, validate};
+use crate::sampler::plain_log_distribution;
 
 /// How beams are searched.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,13 +191,8 @@ impl<'a> Searches<'a> {
             .model
             .forward_cached(&ids_n, &mut rows, &mut self.cache);
         let logits_bv = self.model.logits(&hidden_bd);
-        let kind = if logits_bv.kind() == Kind::Double {
-            Kind::Double
-        } else {
-            Kind::Float
-        };
         let k = self.num_candidates().min(self.model.shape.vocab_size) as i64;
-        let (values_bk, ids_bk) = logits_bv.log_softmax(-1, kind).topk(k, -1, true, true);
+        let (values_bk, ids_bk) = plain_log_distribution(&logits_bv).topk(k, -1, true, true);
         let values: Vec<f64> = to_host(&values_bk, Kind::Double);
         let ids: Vec<i64> = to_host(&ids_bk, Kind::Int64);
         let mut rows = values.chunks(k as usize).zip(ids.chunks(k as usize));

@@ -53,15 +53,11 @@ fn choose_by_tensors(
 /// temperature, then top-k, then top-p, renormalised. Greedy: the plain log-softmax. A token that is
 /// excluded has -inf.
 fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
-    let kind = if logits_bv.kind() == Kind::Double {
-        Kind::Double
-    } else {
-        Kind::Float
-    };
-    let logits_bv = logits_bv.to_kind(kind);
     if options.greedy {
-        return logits_bv.log_softmax(-1, kind);
+        return plain_log_distribution(logits_bv);
     }
+    let kind = wide_kind(logits_bv);
+    let logits_bv = logits_bv.to_kind(kind);
     let is_plain = (options.temperature - 1.0).abs() == 0.0;
     let mut logits_bv = if is_plain {
         logits_bv
@@ -75,6 +71,19 @@ fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
         logits_bv = keep_top_p(&logits_bv, p);
     }
     logits_bv.log_softmax(-1, kind)
+}
+
+/// The plain log-softmax, in f32 (f64 for f64 logits).
+pub(crate) fn plain_log_distribution(logits_bv: &Tensor) -> Tensor {
+    logits_bv.log_softmax(-1, wide_kind(logits_bv))
+}
+
+fn wide_kind(logits_bv: &Tensor) -> Kind {
+    if logits_bv.kind() == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    }
 }
 
 /// Excludes what is less likely than the k-th likeliest token.
