@@ -1,4 +1,4 @@
-//! A PPO iteration with every kernel of our own agrees with libtorch's plain operators.
+//! A PPO iteration with every kernel of our own, the CPU's and the GPU's, agrees with libtorch's plain operators.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,11 +14,11 @@ const TOLERANCE: f64 = 1e-5;
 /// The metrics of an iteration, and the numbers of its episodes.
 type Iteration = (BTreeMap<String, f64>, Vec<Vec<f64>>);
 
-fn first_iteration(run: &Path, plain: bool) -> Outcome<Iteration> {
+fn first_iteration(run: &Path, kernels: Option<&str>) -> Outcome<Iteration> {
     let mut command = rlhf_run(&tiny(), run);
     command.args(["--restart", "ppo", "--set", "stages.ppo.iterations=1"]);
-    if plain {
-        command.env("RLHF_PLAIN_OPERATORS", "1");
+    if let Some(kernels) = kernels {
+        command.env("RLHF_KERNELS", kernels);
     }
     say(&mut command)?.ended(0);
     let rows = read_metrics(&run.join("ppo/metrics.jsonl"))?;
@@ -44,9 +44,19 @@ fn first_iteration(run: &Path, plain: bool) -> Outcome<Iteration> {
 
 #[test]
 fn a_ppo_iteration_agrees_with_plain_operators() -> Outcome {
+    agrees_with_plain_operators(None)
+}
+
+#[test]
+fn a_ppo_iteration_of_the_gpus_kernels_agrees_with_plain_operators() -> Outcome {
+    agrees_with_plain_operators(Some("emulated"))
+}
+
+fn agrees_with_plain_operators(kernels: Option<&str>) -> Outcome {
     let (ours_at, plain_at) = (scratch()?, scratch()?);
-    let (ours, our_numbers) = first_iteration(&copy_of_finished_run(ours_at.path())?, false)?;
-    let (plain, plain_numbers) = first_iteration(&copy_of_finished_run(plain_at.path())?, true)?;
+    let (ours, our_numbers) = first_iteration(&copy_of_finished_run(ours_at.path())?, kernels)?;
+    let plain_run = copy_of_finished_run(plain_at.path())?;
+    let (plain, plain_numbers) = first_iteration(&plain_run, Some("plain"))?;
     let close = |a: f64, b: f64| (a - b).abs() <= TOLERANCE * b.abs().max(1.0);
     assert_eq!(our_numbers.len(), plain_numbers.len());
     for (ours, plain) in our_numbers.iter().zip(&plain_numbers) {

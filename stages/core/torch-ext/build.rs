@@ -1,12 +1,14 @@
-//! Compiles the C++ beside this crate: `cpp/*.cpp` into the crate, and, where the CUDA headers are
-//! installed, `cpp/cuda.cpp` into `librlhf_cuda.so`, which is loaded at run time.
+//! Compiles the C++ beside this crate: `cpp/*.cpp` into the crate, and `cpp/cuda` into two libraries that are loaded
+//! at run time: `librlhf_cuda.so`, where the CUDA compiler and headers are installed, and
+//! `librlhf_emulated.so`, the same kernels on the CPU, for tests.
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Codes stand for the same numbers on every machine: a sum of products is rounded twice.
-const EXACT: [&str; 5] = [
+const EXACT: [&str; 6] = [
+    "cpp/device_ops.cpp",
     "cpp/library.cpp",
     "cpp/ops.cpp",
     "cpp/packed.cpp",
@@ -14,22 +16,24 @@ const EXACT: [&str; 5] = [
     "cpp/token_logprobs.cpp",
 ];
 /// Kernels, which multiply and add in one instruction where there is one.
-const FUSED: [&str; 4] = [
+const FUSED: [&str; 5] = [
     "cpp/activations.cpp",
     "cpp/cached_attention.cpp",
     "cpp/fused.cpp",
+    "cpp/logits_rows.cpp",
     "cpp/sample.cpp",
+];
+/// Architectures that kernels for GPUs are compiled for: A100, H100 and H200; newer ones compile the last at
+/// their first start.
+const GPUS: [&str; 3] = [
+    "arch=compute_80,code=sm_80",
+    "arch=compute_90,code=sm_90",
+    "arch=compute_90,code=compute_90",
 ];
 
 fn main() {
-    for file in EXACT.iter().chain(&FUSED).chain(&[
-        "cpp/border.h",
-        "cpp/kernels.h",
-        "cpp/vectors.h",
-        "cpp/cuda.cpp",
-        "build.rs",
-    ]) {
-        println!("cargo:rerun-if-changed={file}");
+    for path in ["cpp", "build.rs"] {
+        println!("cargo:rerun-if-changed={path}");
     }
     for name in ["DEP_TCH_LIBTORCH_LIB", "CXX"] {
         println!("cargo:rerun-if-env-changed={name}");
@@ -48,6 +52,7 @@ fn main() {
     compile(&torch, "rlhf_fused", &FUSED, "-ffp-contract=fast");
     // Of this name libtorch brings one, and there is one in the process.
     println!("cargo:rustc-link-lib=dylib=gomp");
+    compile_emulated();
     compile_cuda(&torch);
 }
 
@@ -77,6 +82,16 @@ fn compile(torch: &Path, name: &str, sources: &[&str], contraction: &str) {
     build.define("_GLIBCXX_USE_CXX11_ABI", "1").compile(name);
 }
 
+/// Kernels as functions of the CPU.
+fn compile_emulated() {
+    let library = out_dir().join("librlhf_emulated.so");
+    let mut command = Command::new(cc::Build::new().cpp(true).get_compiler().path());
+    command.args(["-shared", "-fPIC", "-O2", "-std=c++17"]);
+    command.arg("cpp/cuda/emulated.cpp").arg("-o").arg(&library);
+    run(&mut command);
+    beside_binaries(&library);
+}
+
 /// A missing header is a warning: machines without GPUs do not need the library, and the others are
 /// told at run time.
 fn compile_cuda(torch: &Path) {
@@ -85,13 +100,15 @@ fn compile_cuda(torch: &Path) {
     };
     let Some(site) = torch.parent() else { return };
     let cuda = site.join("nvidia/cu13");
-    // `crt` and `cccl` come in wheels of their own.
-    for header in [
+    // `crt`, `cccl`, `nvcc` and `nvvm` come in wheels of their own.
+    for part in [
         "include/cuda_runtime.h",
         "include/crt/host_defines.h",
         "include/cccl",
+        "bin/nvcc",
+        "nvvm/bin/cicc",
     ] {
-        let path = cuda.join(header);
+        let path = cuda.join(part);
         println!("cargo:rerun-if-changed={}", path.display());
         if !path.exists() {
             println!(
@@ -102,9 +119,24 @@ fn compile_cuda(torch: &Path) {
             return;
         }
     }
-    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let library = out.join("librlhf_cuda.so");
+    let (kernels, library) = (
+        out_dir().join("kernels.o"),
+        out_dir().join("librlhf_cuda.so"),
+    );
     let compiler = cc::Build::new().cpp(true).get_compiler();
+    let mut command = Command::new(cuda.join("bin/nvcc"));
+    command.args(["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "2"]);
+    command.arg("-ccbin").arg(compiler.path());
+    for include in ["include", "include/cccl"] {
+        command.arg("-I").arg(cuda.join(include));
+    }
+    for gpu in GPUS {
+        command.args(["-gencode", gpu]);
+    }
+    command
+        .args(["-c", "cpp/cuda/kernels.cu", "-o"])
+        .arg(&kernels);
+    run(&mut command);
     let mut command = Command::new(compiler.path());
     command.args([
         "-shared",
@@ -118,25 +150,35 @@ fn compile_cuda(torch: &Path) {
     }
     command.arg("-isystem").arg(cuda.join("include"));
     command.arg("-isystem").arg(cuda.join("include/cccl"));
-    command.arg("cpp/cuda.cpp").arg("-o").arg(&library);
+    command.arg("cpp/cuda/runtime.cpp").arg(&kernels);
     command
+        .arg("-o")
+        .arg(&library)
         .arg("-L")
-        .arg(torch.join("lib"))
-        .args(["-lc10_cuda", "-lc10"]);
-    command
-        .arg("-L")
-        .arg(cuda.join("lib"))
-        .arg("-l:libcudart.so.13");
-    let status = command.status().expect("the C++ compiler starts");
-    assert!(
-        status.success(),
-        "compiling cpp/cuda.cpp failed: {command:?}"
-    );
-    // target/release/build/torch-ext-HASH/out: the binaries lie three folders up.
+        .arg(torch.join("lib"));
+    // The rest of what it calls is in the process by then.
+    command.args(["-ltorch_cuda", "-ltorch_cpu", "-lc10_cuda", "-lc10"]);
+    command.arg("-L").arg(cuda.join("lib"));
+    command.arg("-l:libcudart.so.13");
+    run(&mut command);
+    beside_binaries(&library);
+}
+
+fn out_dir() -> PathBuf {
+    PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"))
+}
+
+fn run(command: &mut Command) {
+    let status = command.status().expect("the compiler starts");
+    assert!(status.success(), "compiling failed: {command:?}");
+}
+
+/// target/release/build/torch-ext-HASH/out: the binaries lie three folders up.
+fn beside_binaries(library: &Path) {
+    let (out, name) = (out_dir(), library.file_name().expect("a file"));
     let binaries = out
         .ancestors()
         .nth(3)
         .expect("OUT_DIR lies in the target folder");
-    std::fs::copy(&library, binaries.join("librlhf_cuda.so"))
-        .expect("the target folder is writable");
+    std::fs::copy(library, binaries.join(name)).expect("the target folder is writable");
 }

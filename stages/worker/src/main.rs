@@ -26,7 +26,7 @@ mod stage;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use runtime::events::{Event, emit};
 use runtime::logging::in_words;
@@ -85,15 +85,25 @@ fn main() -> ExitCode {
     }
 }
 
-/// With this in the environment, libtorch's operators take the place of our kernels for blocks, decoding and
-/// sampling (not of products with codes, which have no other form, nor of the chunked log-probabilities).
-const PLAIN: &str = "RLHF_PLAIN_OPERATORS";
+/// In the environment, which kernels run, for comparisons: `plain` for libtorch's operators in place of ours (not
+/// of products with codes, which have no other form), `emulated` for those of the GPU on the CPU, very slowly.
+const KERNELS: &str = "RLHF_KERNELS";
+
+fn choose_kernels() -> anyhow::Result<()> {
+    let Ok(value) = std::env::var(KERNELS) else {
+        return Ok(());
+    };
+    match value.as_str() {
+        "plain" => torch_ext::use_plain_operators(),
+        "emulated" => torch_ext::use_emulated_kernels()?,
+        _ => bail!("{KERNELS}={value}: expected plain or emulated\n  hint: `unset {KERNELS}`"),
+    }
+    tracing::info!("{KERNELS}={value}");
+    Ok(())
+}
 
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
-    if std::env::var_os(PLAIN).is_some_and(|value| value == "1") {
-        torch_ext::use_plain_operators();
-        tracing::info!("{PLAIN}=1: libtorch's operators in place of our kernels");
-    }
+    choose_kernels()?;
     runtime::interrupt::install().context("cannot listen for signals")?;
     let lines = control::listen();
     match command {

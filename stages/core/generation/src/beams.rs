@@ -11,9 +11,9 @@ use std::cmp::Ordering;
 use model::{CachedRow, KvCache, Model};
 use tch::{Kind, Tensor};
 
-use crate::decode::to_host;
 use crate::options::{Finish, GenerationError, Request, Sample, SamplingOptions, validate};
 use crate::sampler::plain_log_distribution;
+use crate::sampler::to_host;
 
 /// How beams are searched.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,23 +4,23 @@
 //! others), `s` steps between two looks at the tokens, `d` width, `v` vocabulary.
 
 use std::cmp::Reverse;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem;
+use std::ops::Range;
 
-use model::{CachedRow, KvCache, Model};
+use model::{CachedRow, KvCache, Model, StepTables};
 use runtime::seeds;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::options::{Finish, GenerationError, Request, Sample, SamplingOptions, validate};
-use crate::sampler::choose;
+use crate::recorded::{RecordedSteps, Stretch};
+use crate::sampler::{choose_rows, to_host};
 
 /// Steps between two copies of tokens to the host on a GPU, each of which waits for the device. Rows
 /// that end in between run on to the next copy, and what they made is dropped.
 const GPU_STEPS_PER_LOOK: usize = 8;
 /// Prompt tokens that are read in one step, at most (and one prompt at least).
 const PROMPT_TOKENS_PER_STEP: usize = 8192;
-/// Logits that exist at a time, at most (64 MiB in f32).
-const LOGITS_AT_ONCE: usize = 1 << 24;
 
 /// Continues every prompt; samples come in the order of their requests.
 ///
@@ -36,7 +36,7 @@ pub fn generate(
     requests: &[Request],
     options: &SamplingOptions,
 ) -> Result<Vec<Sample>, GenerationError> {
-    let steps_per_look = if model.device().is_cuda() {
+    let steps_per_look = if model.device().is_cuda() || StepTables::serve(model) {
         GPU_STEPS_PER_LOOK
     } else {
         1
@@ -89,6 +89,11 @@ struct Engine<'a> {
     /// Rows whose prompts are read in the next step. Behind each those that share its prompt.
     beginning: Vec<Vec<Row>>,
     cache: KvCache,
+    /// Whether steps are recorded, and those that are, by the number of their rows.
+    records: bool,
+    recorded: BTreeMap<usize, RecordedSteps<'a>>,
+    /// Tokens of a row, at most.
+    positions: usize,
     samples: Vec<Sample>,
 }
 
@@ -112,7 +117,19 @@ impl<'a> Engine<'a> {
             let prompt = requests[*request].prompt_ids.len();
             KvCache::blocks_for(prompt + options.max_new_tokens - 1)
         };
-        let num_blocks = waiting.iter().take(options.max_batch).map(blocks).sum();
+        let num_blocks: usize = waiting.iter().take(options.max_batch).map(blocks).sum();
+        let records = StepTables::serve(model);
+        // A block of fillers for each number of rows: the powers of two up to the batch.
+        let fillers = options
+            .max_batch
+            .min(requests.len())
+            .next_power_of_two()
+            .ilog2() as usize
+            + 1;
+        let num_blocks = num_blocks + if records { fillers } else { 0 };
+        let longest = waiting
+            .first()
+            .map_or(0, |&request| requests[request].prompt_ids.len());
         Self {
             model,
             requests,
@@ -123,6 +140,9 @@ impl<'a> Engine<'a> {
             ids_b: Tensor::empty([0], (Kind::Int64, model.device())),
             beginning: Vec::new(),
             cache: KvCache::new(model, num_blocks),
+            records,
+            recorded: BTreeMap::new(),
+            positions: longest + options.max_new_tokens,
             samples: vec![empty; requests.len()],
         }
     }
@@ -169,20 +189,21 @@ impl<'a> Engine<'a> {
         let most_made = rows.map(|row| row.made).max().unwrap_or(0);
         let num_steps = (self.options.max_new_tokens - most_made).min(self.steps_per_look);
         let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
-        for step in 0..num_steps {
-            let hidden_bd = if self.beginning.is_empty() {
-                self.decode()
+        let mut made = 0;
+        while made < num_steps {
+            let (ids_bs, logprobs_bs) = if self.records && self.beginning.is_empty() {
+                self.recorded_steps(made..num_steps)
             } else {
-                self.begin()
+                self.one_step(made)
             };
-            let uniform_b = (!self.options.greedy).then(|| self.uniforms(step));
-            let (ids_b, logprobs_b) = self.choose(&hidden_bd, uniform_b.as_deref());
-            self.ids_b = ids_b.shallow_clone();
-            ids.push(ids_b);
-            logprobs.push(logprobs_b);
+            let steps = ids_bs.size()[1];
+            self.ids_b = ids_bs.select(1, steps - 1);
+            made += steps as usize;
+            ids.push(ids_bs);
+            logprobs.push(logprobs_bs);
         }
-        let ids = to_host(&Tensor::stack(&ids, 1), Kind::Int64);
-        let logprobs = to_host(&Tensor::stack(&logprobs, 1), Kind::Double);
+        let ids = to_host(&Tensor::cat(&ids, 1), Kind::Int64);
+        let logprobs = to_host(&Tensor::cat(&logprobs, 1), Kind::Double);
         let mut goes_on = Vec::with_capacity(self.live.len());
         for row in 0..self.live.len() {
             let made = row * num_steps..(row + 1) * num_steps;
@@ -190,6 +211,38 @@ impl<'a> Engine<'a> {
         }
         self.retire(&goes_on);
         Ok(())
+    }
+
+    /// Reads the tokens that are new, and makes one more for each row: it and its log-probability, `[b, 1]` each.
+    fn one_step(&mut self, step: usize) -> (Tensor, Tensor) {
+        let hidden_bd = if self.beginning.is_empty() {
+            self.decode()
+        } else {
+            self.begin()
+        };
+        let uniform_b = (!self.options.greedy)
+            .then(|| Tensor::from_slice(&self.uniforms(step)).to_device(self.model.device()));
+        let (ids_b, logprobs_b) =
+            choose_rows(self.model, &hidden_bd, uniform_b.as_ref(), self.options);
+        (ids_b.unsqueeze(1), logprobs_b.unsqueeze(1))
+    }
+
+    /// The same for several steps, in which no row begins, `[b, s]` each.
+    fn recorded_steps(&mut self, steps: Range<usize>) -> (Tensor, Tensor) {
+        let uniforms =
+            (!self.options.greedy).then(|| steps.clone().map(|s| self.uniforms(s)).collect());
+        let stretch = Stretch {
+            ids_b: &self.ids_b,
+            rows: self.live.iter_mut().map(|row| &mut row.cached).collect(),
+            uniforms,
+            steps: steps.len(),
+        };
+        let rows = stretch.rows.len().next_power_of_two();
+        let sizes = [rows, self.positions, self.steps_per_look];
+        let (model, options, cache) = (self.model, self.options, &mut self.cache);
+        let new = || RecordedSteps::new(model, options, cache, sizes);
+        let recorded = self.recorded.entry(rows).or_insert_with(new);
+        recorded.run(stretch, &mut self.cache)
     }
 
     /// Reads the last token of each live row: hidden states `[b, d]`.
@@ -232,20 +285,6 @@ impl<'a> Engine<'a> {
         }
         let state_of_row = Tensor::from_slice(&state_of_row).to_device(self.model.device());
         hidden_bd.index_select(0, &state_of_row)
-    }
-
-    /// The next token of each row and its log-probability, `[b]` each.
-    fn choose(&self, hidden_bd: &Tensor, uniform_b: Option<&[f64]>) -> (Tensor, Tensor) {
-        let at_once = (LOGITS_AT_ONCE / self.model.shape.vocab_size).max(1);
-        let rows = self.live.len();
-        let parts = (0..rows).step_by(at_once).map(|start| {
-            let count = at_once.min(rows - start);
-            let hidden_bd = hidden_bd.narrow(0, start as i64, count as i64);
-            let uniform_b = uniform_b.map(|uniform_b| &uniform_b[start..start + count]);
-            choose(&self.model.logits(&hidden_bd), uniform_b, self.options)
-        });
-        let (ids, logprobs): (Vec<_>, Vec<_>) = parts.unzip();
-        (Tensor::cat(&ids, 0), Tensor::cat(&logprobs, 0))
     }
 
     /// A random number for each row, from the key of its episode and its next token but `step`.
@@ -303,16 +342,6 @@ impl<'a> Engine<'a> {
         let kept = Tensor::from_slice(&kept).to_device(self.model.device());
         self.ids_b = self.ids_b.index_select(0, &kept);
     }
-}
-
-pub(crate) fn to_host<T: tch::kind::Element + Copy + Default>(
-    values: &Tensor,
-    kind: Kind,
-) -> Vec<T> {
-    let values = values.to_device(Device::Cpu).to_kind(kind).contiguous();
-    let mut host = vec![T::default(); values.numel()];
-    values.copy_data(&mut host, values.numel());
-    host
 }
 
 #[cfg(test)]

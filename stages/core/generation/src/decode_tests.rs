@@ -3,6 +3,7 @@
 use model::Head;
 use recipe::families::Sizes;
 use recipe::shape::{Family, ModelShape};
+use tch::Device;
 
 use super::*;
 

@@ -10,11 +10,12 @@
 //! is the inverse CDF at one number made from the key (seed, purpose, episode, t).
 //!
 //! Reading order: [`options`] (what may be asked), `sampler` (one token), [`decode`] (the loop over
-//! rows with their KV cache), [`beams`] (the likeliest responses in place of samples).
+//! rows with their KV cache), `recorded` (its steps on a GPU), [`beams`] (the likeliest responses in place of samples).
 
 pub mod beams;
 pub mod decode;
 pub mod options;
+mod recorded;
 mod sampler;
 
 pub use beams::{BeamOptions, beam_search};

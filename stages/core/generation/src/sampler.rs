@@ -2,20 +2,51 @@
 //!
 //! Shapes: `b` rows, `v` vocabulary. Everything here works row by row.
 
-use tch::{Kind, Tensor};
-use torch_ext::Cuts;
+use model::Model;
+use tch::{Device, Kind, Tensor};
+use torch_ext::{Cuts, LARGEST_DEVICE_VOCABULARY, device_sample, has_device_kernels};
 
 use crate::options::SamplingOptions;
 
-/// The token of each row on which its uniform number falls (greedy: the likeliest) and the logarithm of its
-/// probability, `[b]` each on the logits' device: in one go on the CPU, and on a GPU out of tensors that never
-/// leave it.
-pub(crate) fn choose(
-    logits_bv: &Tensor,
-    uniform_b: Option<&[f64]>,
+/// Logits that exist at a time, at most (64 MiB in f32).
+const LOGITS_AT_ONCE: usize = 1 << 24;
+
+/// The next token of each row of hidden states `[b, d]` and its log-probability, `[b]` each, as [`choose`] does.
+pub(crate) fn choose_rows(
+    model: &Model,
+    hidden_bd: &Tensor,
+    uniform_b: Option<&Tensor>,
     options: &SamplingOptions,
 ) -> (Tensor, Tensor) {
-    if logits_bv.device().is_cuda() || torch_ext::is_plain() {
+    let at_once = (LOGITS_AT_ONCE / model.shape.vocab_size).max(1) as i64;
+    let rows = hidden_bd.size()[0];
+    if rows <= at_once {
+        return choose(&model.logits(hidden_bd), uniform_b, options);
+    }
+    let parts = (0..rows).step_by(at_once as usize).map(|start| {
+        let count = at_once.min(rows - start);
+        let uniform_b = uniform_b.map(|uniform_b| uniform_b.narrow(0, start, count));
+        let logits_bv = model.logits(&hidden_bd.narrow(0, start, count));
+        choose(&logits_bv, uniform_b.as_ref(), options)
+    });
+    let (ids, logprobs): (Vec<_>, Vec<_>) = parts.unzip();
+    (Tensor::cat(&ids, 0), Tensor::cat(&logprobs, 0))
+}
+
+/// The token of each row on which its uniform number (f64 `[b]`; greedy: none) falls, or the likeliest, and the
+/// logarithm of its probability, `[b]` each on the logits' device: in one go on the CPU, and on a GPU without leaving
+/// it.
+pub(crate) fn choose(
+    logits_bv: &Tensor,
+    uniform_b: Option<&Tensor>,
+    options: &SamplingOptions,
+) -> (Tensor, Tensor) {
+    let device = logits_bv.device();
+    let few = logits_bv.size()[1] <= LARGEST_DEVICE_VOCABULARY as i64;
+    if has_device_kernels(device) && few {
+        return choose_on_device(logits_bv, uniform_b, options);
+    }
+    if device.is_cuda() || torch_ext::is_plain() {
         return choose_by_tensors(logits_bv, uniform_b, options);
     }
     let cuts = Cuts {
@@ -27,22 +58,37 @@ pub(crate) fn choose(
         top_k: options.top_k,
         top_p: options.top_p,
     };
-    let (ids_b, logprobs_b) =
-        torch_ext::sample(logits_bv, uniform_b, &cuts).unwrap_or_else(|error| panic!("{error}"));
+    let uniform_b = uniform_b.map(|uniform_b| to_host(uniform_b, Kind::Double));
+    let (ids_b, logprobs_b) = torch_ext::sample(logits_bv, uniform_b.as_deref(), &cuts)
+        .unwrap_or_else(|error| panic!("{error}"));
     (Tensor::from_slice(&ids_b), Tensor::from_slice(&logprobs_b))
+}
+
+/// By the GPU's kernel; cuts, which sort, by tensors before it.
+fn choose_on_device(
+    logits_bv: &Tensor,
+    uniform_b: Option<&Tensor>,
+    options: &SamplingOptions,
+) -> (Tensor, Tensor) {
+    let is_cut = options.top_k.is_some() || options.top_p.is_some();
+    let chosen = if options.greedy {
+        device_sample(logits_bv, None, 1.0)
+    } else if is_cut {
+        device_sample(&cut(logits_bv, options), uniform_b, 1.0)
+    } else {
+        device_sample(logits_bv, uniform_b, options.temperature)
+    };
+    chosen.unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn choose_by_tensors(
     logits_bv: &Tensor,
-    uniform_b: Option<&[f64]>,
+    uniform_b: Option<&Tensor>,
     options: &SamplingOptions,
 ) -> (Tensor, Tensor) {
     let logprobs_bv = log_distribution(logits_bv, options);
     let ids_b1 = match uniform_b {
-        Some(uniform_b) => {
-            let uniform_b = Tensor::from_slice(uniform_b).to_device(logits_bv.device());
-            invert_cdf(&logprobs_bv, &uniform_b.unsqueeze(1))
-        }
+        Some(uniform_b) => invert_cdf(&logprobs_bv, &uniform_b.unsqueeze(1)),
         None => logprobs_bv.argmax(-1, true),
     };
     let logprobs_b1 = logprobs_bv.gather(-1, &ids_b1, false);
@@ -56,8 +102,12 @@ fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
     if options.greedy {
         return plain_log_distribution(logits_bv);
     }
-    let kind = wide_kind(logits_bv);
-    let logits_bv = logits_bv.to_kind(kind);
+    cut(logits_bv, options).log_softmax(-1, wide_kind(logits_bv))
+}
+
+/// Logits divided by the temperature, in f32 (f64 for f64 logits); those of excluded tokens are -inf.
+fn cut(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
+    let logits_bv = logits_bv.to_kind(wide_kind(logits_bv));
     let is_plain = (options.temperature - 1.0).abs() == 0.0;
     let mut logits_bv = if is_plain {
         logits_bv
@@ -70,7 +120,7 @@ fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
     if let Some(p) = options.top_p {
         logits_bv = keep_top_p(&logits_bv, p);
     }
-    logits_bv.log_softmax(-1, kind)
+    logits_bv
 }
 
 /// The plain log-softmax, in f32 (f64 for f64 logits).
@@ -123,10 +173,19 @@ fn invert_cdf(logprobs_bv: &Tensor, uniform_b1: &Tensor) -> Tensor {
         .clamp_max(last)
 }
 
+/// A tensor's numbers on the host.
+pub(crate) fn to_host<T: tch::kind::Element + Copy + Default>(
+    values: &Tensor,
+    kind: Kind,
+) -> Vec<T> {
+    let values = values.to_device(Device::Cpu).to_kind(kind).contiguous();
+    let mut host = vec![T::default(); values.numel()];
+    values.copy_data(&mut host, values.numel());
+    host
+}
+
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
 
     fn options(top_k: Option<usize>, top_p: Option<f64>) -> SamplingOptions {
@@ -256,7 +315,8 @@ mod tests {
             (Some(30), Some(0.5)),
         ];
         for (top_k, top_p) in cuts {
-            for uniform_b in [Some(&uniform[..]), None] {
+            let uniform_b = Tensor::from_slice(&uniform);
+            for uniform_b in [Some(&uniform_b), None] {
                 let options = SamplingOptions {
                     greedy: uniform_b.is_none(),
                     ..options(top_k, top_p)
@@ -277,7 +337,11 @@ mod tests {
     #[test]
     fn the_cpus_own_way_keeps_its_bounds() {
         let choose_one = |logits: &Tensor, u: f64| {
-            let (ids_b, logprobs_b) = choose(logits, Some(&[u]), &options(None, None));
+            let (ids_b, logprobs_b) = choose(
+                logits,
+                Some(&Tensor::from_slice(&[u])),
+                &options(None, None),
+            );
             (ids_b.int64_value(&[0]), logprobs_b.double_value(&[0]))
         };
         for kind in [Kind::Double, Kind::Float, Kind::BFloat16] {

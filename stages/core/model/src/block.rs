@@ -5,7 +5,7 @@
 use recipe::families::QkvNames;
 use recipe::shape::{Activation, BlockOrder, ModelShape, NormKind};
 use tch::Tensor;
-use torch_ext::{TorchError, is_fusible, rms_norm};
+use torch_ext::{RowNorm, TorchError, is_fusible};
 
 use crate::attention::attend;
 use crate::context::{Columns, Context, Sight, Tail};
@@ -89,11 +89,32 @@ pub(crate) struct Norm {
 
 impl Norm {
     pub(crate) fn forward(&self, x_btd: &Tensor) -> Tensor {
+        if is_fusible(x_btd) {
+            return fused(self.row_norm().of(x_btd));
+        }
         let dims = self.weight.size();
         match &self.bias {
             Some(bias) => x_btd.layer_norm(dims, Some(&self.weight), Some(bias), self.eps, true),
-            None if is_fusible(x_btd) => fused(rms_norm(x_btd, &self.weight, self.eps)),
             None => x_btd.rms_norm(dims, Some(&self.weight), self.eps),
+        }
+    }
+
+    /// The residual stream with what is added to it, and its norm.
+    fn forward_sum(&self, x_btd: &Tensor, added_btd: &Tensor) -> (Tensor, Tensor) {
+        if is_fusible(x_btd) {
+            return fused(self.row_norm().of_sum(x_btd, added_btd));
+        }
+        let sum_btd = x_btd + added_btd;
+        let normed_btd = self.forward(&sum_btd);
+        (sum_btd, normed_btd)
+    }
+
+    fn row_norm(&self) -> RowNorm<'_> {
+        RowNorm {
+            weight_d: &self.weight,
+            bias_d: self.bias.as_ref(),
+            eps: self.eps,
+            centred: self.bias.is_some(),
         }
     }
 }
@@ -280,18 +301,17 @@ impl Block {
         let rate = context.adapter_dropout;
         let mlp = |x: &Tensor| drop(self.mlp.forward(x, self.activation, rate));
         let norm1 = |x: &Tensor| self.attention_norm.forward(x);
-        let norm2 = |x: &Tensor| match &self.mlp_norm {
-            Some(norm) => norm.forward(x),
-            None => norm1(x),
-        };
+        let mlp_norm = self.mlp_norm.as_ref().unwrap_or(&self.attention_norm);
         match self.order {
             BlockOrder::PreNorm => {
-                let x_btd = wanted(x_btd) + attention(&norm1(x_btd));
-                &x_btd + mlp(&norm2(&x_btd))
+                let added = attention(&norm1(x_btd));
+                let (x_btd, normed) = mlp_norm.forward_sum(&wanted(x_btd), &added);
+                x_btd + mlp(&normed)
             }
             BlockOrder::PostNorm => {
-                let x_btd = norm1(&(wanted(x_btd) + attention(x_btd)));
-                norm2(&(&x_btd + mlp(&x_btd)))
+                let norm1 = &self.attention_norm;
+                let (_, x_btd) = norm1.forward_sum(&wanted(x_btd), &attention(x_btd));
+                mlp_norm.forward_sum(&x_btd, &mlp(&x_btd)).1
             }
             BlockOrder::ParallelOneNorm => {
                 let normed = norm1(x_btd);
@@ -299,13 +319,13 @@ impl Block {
             }
             BlockOrder::ParallelTwoNorms => {
                 let x_wanted = wanted(x_btd);
-                &x_wanted + attention(&norm1(x_btd)) + mlp(&norm2(&x_wanted))
+                &x_wanted + attention(&norm1(x_btd)) + mlp(&mlp_norm.forward(&x_wanted))
             }
         }
     }
 }
 
 /// Of tensors that the model itself made.
-pub(crate) fn fused(made: Result<Tensor, TorchError>) -> Tensor {
+pub(crate) fn fused<T>(made: Result<T, TorchError>) -> T {
     made.unwrap_or_else(|error| panic!("{error}"))
 }

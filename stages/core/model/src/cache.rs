@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use torch_ext::{CACHE_BLOCK, CachedRows};
 
 use crate::block::LayerCache;
-use crate::cached::has_kernel;
+use crate::cached::{Attender, CachedSpan};
 use crate::context::Columns;
 use crate::transformer::Model;
 
@@ -16,7 +16,8 @@ use crate::transformer::Model;
 /// same beginning share its blocks.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Keys `[blocks, h, e, 16]` and values `[blocks, h, 16, e]` of each layer.
+    /// Keys `[blocks, h, e, 16]` and values `[blocks, h, 16, e]` of each layer; on a GPU the numbers of a block of
+    /// keys lie in another order.
     layers: Vec<(Tensor, Tensor)>,
     free: Vec<u32>,
     /// How many rows hold each block.
@@ -26,8 +27,8 @@ pub struct KvCache {
 /// What a [`KvCache`] holds of one row.
 #[derive(Debug, Default)]
 pub struct CachedRow {
-    blocks: Vec<u32>,
-    len: usize,
+    pub(crate) blocks: Vec<u32>,
+    pub(crate) len: usize,
 }
 
 impl CachedRow {
@@ -50,11 +51,10 @@ impl KvCache {
             [num_blocks, shape.kv_heads, shape.head_dim, CACHE_BLOCK].map(|n| n as i64);
         let options = (model.kind(), model.device());
         let memory = |dims| {
-            if has_kernel(options.1) {
-                // Places that no token has filled are never read.
-                Tensor::empty(dims, options)
-            } else {
-                Tensor::zeros(dims, options)
+            match Attender::of(options.1, shape.head_dim) {
+                // What no token has filled takes part with weight 0, and must be a number.
+                Attender::Operators => Tensor::zeros(dims, options),
+                Attender::Cpu | Attender::Device => Tensor::empty(dims, options),
             }
         };
         let layer = |_| {
@@ -116,6 +116,10 @@ impl KvCache {
         }
     }
 
+    pub(crate) fn layers(&self) -> &[(Tensor, Tensor)] {
+        &self.layers
+    }
+
     fn take(&mut self) -> u32 {
         let Some(block) = self.free.pop() else {
             panic!("all {} blocks of the cache are held", self.holders.len())
@@ -124,7 +128,7 @@ impl KvCache {
         block
     }
 
-    fn make_room(&mut self, row: &mut CachedRow, new: usize) {
+    pub(crate) fn make_room(&mut self, row: &mut CachedRow, new: usize) {
         while row.blocks.len() < Self::blocks_for(row.len + new) {
             row.blocks.push(self.take());
         }
@@ -174,6 +178,9 @@ impl Model {
         // Each token is a row of one column.
         let positions_n1 = each(|(past, _), i| past + i).unsqueeze(1);
         let lengths_n = each(|(_, total), _| total);
+        let attender = Attender::of(options.1, self.shape.head_dim);
+        let bias_hs = self.bias_of_keys(span.columns() as i64);
+        let span = CachedSpan::new(span, bias_hs, self.window(), (attender, options.1));
         let context = self.cached_context(span, &positions_n1, &lengths_n);
         let mut x_n1d = self.embed(&ids_n.unsqueeze(1), &positions_n1, None);
         for (block, (keys, values)) in self.blocks().iter().zip(&cache.layers) {

@@ -4,26 +4,53 @@
 //! positions, m blocks of a row; of the rows of a group: g rows, t queries.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{CACHE_BLOCK, CachedOptions, CachedRows};
+use torch_ext::{
+    CACHE_BLOCK, CachedOptions, CachedRows, DeviceRows, WIDEST_DEVICE_HEAD, cached_attention,
+    device_attention, has_device_kernels,
+};
 
-use crate::block::LayerCache;
+use crate::block::{LayerCache, fused};
 
 const BLOCK: i64 = CACHE_BLOCK as i64;
 
-/// Whether the kernel for the cache runs there.
-pub(crate) fn has_kernel(device: Device) -> bool {
-    device == Device::Cpu && !torch_ext::is_plain()
+/// Who attends over the cache. Each has its own order of the numbers in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attender {
+    /// The kernel of the CPU.
+    Cpu,
+    /// That of the GPU.
+    Device,
+    /// Operators that run on every device.
+    Operators,
+}
+
+impl Attender {
+    /// For heads of so many numbers.
+    pub(crate) fn of(device: Device, head_dim: usize) -> Self {
+        if has_device_kernels(device) && head_dim <= WIDEST_DEVICE_HEAD {
+            Self::Device
+        } else if device == Device::Cpu && !torch_ext::is_plain() {
+            Self::Cpu
+        } else {
+            Self::Operators
+        }
+    }
 }
 
 /// The rows of a pass over the cache, and what bounds or shifts their products.
 #[derive(Debug)]
 pub(crate) struct CachedSpan {
-    rows: CachedRows,
+    rows: SpanRows,
     /// Added to the products by head and position of the key, `[h, s]`, f32 (f64 for f64).
     bias_hs: Option<Tensor>,
     window: Option<usize>,
-    /// Where the kernel for the cache does not run.
-    gathered: Option<Gathered>,
+}
+
+#[derive(Debug)]
+pub(crate) enum SpanRows {
+    Cpu(CachedRows),
+    Device(DeviceRows),
+    Operators(Gathered),
 }
 
 impl CachedSpan {
@@ -32,15 +59,32 @@ impl CachedSpan {
         rows: CachedRows,
         bias_hs: Option<Tensor>,
         window: Option<usize>,
-        device: Device,
+        (attender, device): (Attender, Device),
     ) -> Self {
-        let gathered =
-            (!has_kernel(device)).then(|| Gathered::new(&rows, bias_hs.as_ref(), window, device));
+        let rows = match attender {
+            Attender::Cpu => SpanRows::Cpu(rows),
+            Attender::Device => SpanRows::Device(DeviceRows::new(&rows, device)),
+            Attender::Operators => {
+                SpanRows::Operators(Gathered::new(&rows, bias_hs.as_ref(), window, device))
+            }
+        };
         Self {
             rows,
             bias_hs,
             window,
-            gathered,
+        }
+    }
+
+    /// The same of tables that lie on the device already.
+    pub(crate) fn on_device(
+        rows: DeviceRows,
+        bias_hs: Option<Tensor>,
+        window: Option<usize>,
+    ) -> Self {
+        Self {
+            rows: SpanRows::Device(rows),
+            bias_hs,
+            window,
         }
     }
 
@@ -53,23 +97,24 @@ impl CachedSpan {
         scale: f64,
         local: bool,
     ) -> Tensor {
-        if let Some(gathered) = &self.gathered {
-            return gathered.attend(qkv, layer, scale, local);
-        }
         let options = CachedOptions {
             scale,
             window: self.window.filter(|_| local),
             bias_hs: self.bias_hs.as_ref(),
         };
-        torch_ext::cached_attention(qkv, (layer.keys, layer.values), &self.rows, &options)
-            .unwrap_or_else(|error| panic!("{error}"))
+        let cache = (layer.keys, layer.values);
+        fused(match &self.rows {
+            SpanRows::Cpu(rows) => cached_attention(qkv, cache, rows, &options),
+            SpanRows::Device(rows) => device_attention(qkv, cache, rows, &options),
+            SpanRows::Operators(gathered) => return gathered.attend(qkv, layer, scale, local),
+        })
     }
 }
 
 /// The same out of operators that run on every device: the rows' blocks are put behind each other first, up to
 /// the longest row. What no token has filled is masked, but must be a number ([`crate::KvCache::new`]).
 #[derive(Debug)]
-struct Gathered {
+pub(crate) struct Gathered {
     /// The block of each new token, and its place there.
     slots_n: [Tensor; 2],
     /// Rows of one new token, and rows of several.
@@ -250,11 +295,9 @@ mod tests {
             for (bias, window) in [(None, None), (None, Some(4)), (Some(&bias), None)] {
                 let keys = random(&[6, key_heads, width, BLOCK]);
                 let values = random(&[6, key_heads, BLOCK, width]);
-                let span = |gathered| CachedSpan {
-                    rows: rows.clone(),
-                    bias_hs: bias.map(Tensor::shallow_clone),
-                    window,
-                    gathered,
+                let span = |attender| {
+                    let bias_hs = bias.map(Tensor::shallow_clone);
+                    CachedSpan::new(rows.clone(), bias_hs, window, (attender, Device::Cpu))
                 };
                 let copies = [keys.copy(), values.copy()];
                 let (layer, other) = (
@@ -267,9 +310,8 @@ mod tests {
                         values: &copies[1],
                     },
                 );
-                let ours = span(None).attend([&q, &k, &v], &layer, 0.3, true);
-                let gathered = Gathered::new(&rows, bias, window, Device::Cpu);
-                let plain = span(Some(gathered)).attend([&q, &k, &v], &other, 0.3, true);
+                let ours = span(Attender::Cpu).attend([&q, &k, &v], &layer, 0.3, true);
+                let plain = span(Attender::Operators).attend([&q, &k, &v], &other, 0.3, true);
                 let gap = (ours - plain).abs().max().double_value(&[]);
                 assert!(gap < 1e-12, "{heads} heads, {window:?}: {gap:e}");
                 assert!(keys.equal(&copies[0]) && values.equal(&copies[1]));

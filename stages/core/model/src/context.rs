@@ -4,7 +4,7 @@
 
 use recipe::shape::Positions;
 use tch::{Kind, Tensor};
-use torch_ext::{CACHE_BLOCK, CachedRows};
+use torch_ext::CACHE_BLOCK;
 
 use crate::attention::{Mask, Span, alibi_bias};
 use crate::cached::CachedSpan;
@@ -111,26 +111,34 @@ impl Model {
     /// of the row it stands in.
     pub(crate) fn cached_context(
         &self,
-        rows: CachedRows,
+        span: CachedSpan,
         positions_n1: &Tensor,
         lengths_n: &Tensor,
     ) -> Context {
+        Context {
+            rotation: self.rotation(positions_n1, Some(lengths_n)),
+            sight: Sight::Cache(span),
+            adapter_dropout: 0.0,
+        }
+    }
+
+    /// The keys that a query sees at most in layers with a sliding window.
+    pub(crate) fn window(&self) -> Option<usize> {
+        self.shape.local.as_ref().map(|local| local.window)
+    }
+
+    /// What `ALiBi` adds to products with the keys of so many blocks, `[h, s]` in f32 (f64 for f64).
+    pub(crate) fn bias_of_keys(&self, columns: i64) -> Option<Tensor> {
         let shape = &self.shape;
-        let bias_hs = matches!(shape.positions, Positions::Alibi).then(|| {
-            let keys = (rows.columns() * CACHE_BLOCK) as i64;
+        matches!(shape.positions, Positions::Alibi).then(|| {
+            let keys = columns * CACHE_BLOCK as i64;
             let keys_s = Tensor::arange(keys, (Kind::Int64, self.device()));
             let bias_hs = alibi_bias(&keys_s, shape.heads, shape.head_dim, self.kind());
             match self.kind() {
                 Kind::Double => bias_hs,
                 _ => bias_hs.to_kind(Kind::Float),
             }
-        });
-        let window = shape.local.as_ref().map(|local| local.window);
-        Context {
-            rotation: self.rotation(positions_n1, Some(lengths_n)),
-            sight: Sight::Cache(CachedSpan::new(rows, bias_hs, window, self.device())),
-            adapter_dropout: 0.0,
-        }
+        })
     }
 
     /// `lengths_b`: tokens of each row, int64 `[b]`, where they are not its largest position plus 1.

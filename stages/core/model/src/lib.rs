@@ -11,7 +11,7 @@
 //!
 //! Reading order: `block`, `linear`, `attention`, `positions` and `quantized` (the arithmetic), `parameters` (tensors,
 //! codes and adapters), `transformer` ([`Model`]), `derived` (models made of others), `tape` (the backward pass), `adapter` (what is trained beside frozen
-//! weights), `cache` (decoding), `losses`, then `weights` (files of tensors), `read`, `folder`, `peft`,
+//! weights), `cache` and `step` (decoding), `losses`, then `weights` (files of tensors), `read`, `folder`, `peft`,
 //! `checkpoint` and `gguf`.
 
 mod adapter;
@@ -35,6 +35,7 @@ mod peft;
 mod positions;
 mod quantized;
 mod read;
+mod step;
 mod tape;
 mod transformer;
 pub mod weights;
@@ -45,5 +46,6 @@ pub use error::ModelError;
 pub use input::Input;
 pub use losses::{response_logprobs, token_logprobs};
 pub use recipe::tensors::Head;
+pub use step::StepTables;
 pub use tape::{RecordOptions, Tape};
 pub use transformer::Model;

@@ -1,7 +1,7 @@
 //! A product with a matrix of a block: a weight as tensor or codes, its bias, and an adapter beside them.
 
 use tch::Tensor;
-use torch_ext::PackedMatrix;
+use torch_ext::{PackedMatrix, has_device_kernels};
 
 use crate::adapter::LowRank;
 use crate::quantized::QuantizedMatrix;
@@ -74,6 +74,20 @@ impl Linear {
             bias,
             adapter: None,
         })
+    }
+
+    /// The product alone, and the bias that is still to be added, for a kernel that adds it on its way: where there
+    /// is such a one, and nothing else to add.
+    pub(crate) fn without_bias(&self, x_btd: &Tensor) -> Option<(Tensor, &Tensor)> {
+        let bias = self.bias.as_ref()?;
+        if self.adapter.is_some() || !has_device_kernels(x_btd.device()) {
+            return None;
+        }
+        match &self.weight {
+            Weight::OutIn(weight) => Some((x_btd.linear(weight, None::<&Tensor>), bias)),
+            Weight::InOut(weight) => Some((x_btd.matmul(weight), bias)),
+            Weight::Codes(_) | Weight::Packed(_) => None,
+        }
     }
 
     /// The product with the matrix itself.

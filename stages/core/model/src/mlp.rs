@@ -70,7 +70,12 @@ impl Mlp {
     pub(crate) fn forward(&self, x_btd: &Tensor, activation: Activation, dropout: f64) -> Tensor {
         match self {
             Self::Plain { up, down } => {
-                let up = activate(&up.forward(x_btd, dropout), activation);
+                let up = match up.without_bias(x_btd) {
+                    Some((product, bias)) if activation == Activation::GeluTanh => {
+                        fused(gelu_tanh(&product, Some(bias)))
+                    }
+                    _ => activate(&up.forward(x_btd, dropout), activation),
+                };
                 down.forward(&up, dropout)
             }
             Self::Gated { gate, up, down } => {
@@ -87,7 +92,7 @@ impl Mlp {
 
 fn activate(x: &Tensor, activation: Activation) -> Tensor {
     match activation {
-        Activation::GeluTanh if is_fusible(x) => fused(gelu_tanh(x)),
+        Activation::GeluTanh if is_fusible(x) => fused(gelu_tanh(x, None)),
         Activation::GeluTanh => x.gelu("tanh"),
         Activation::Gelu => x.gelu("none"),
         Activation::Relu => x.relu(),

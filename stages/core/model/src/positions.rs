@@ -104,7 +104,7 @@ pub(crate) fn divisors(rotary: &Rotary) -> Tensor {
 
 /// The base as the model names it, a scalar in f64.
 fn plain_theta(rotary: &Rotary, device: Device) -> Tensor {
-    Tensor::from(rotary.theta).to_device(device)
+    Tensor::full([0i64; 0], rotary.theta, (Kind::Double, device))
 }
 
 /// The base for rows of these lengths, `[b, 1, 1]` in f64: [`RopeScaling::Dynamic`]'s, in a form that is

@@ -1,16 +1,21 @@
-// The activations of MLPs in one pass over memory each, forward and backward, on the CPU: the gate of
-// SwiGLU, and GELU in its tanh approximation.
+// The activations of MLPs in one pass over memory each, forward and backward: the gate of SwiGLU, and
+// GELU in its tanh approximation.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
+
 #include "border.h"
+#include "device_ops.h"
 #include "kernels.h"
 
 namespace {
 
+namespace device = rlhf::device;
 using rlhf::each_vector;
 using rlhf::put;
 using rlhf::take;
@@ -125,8 +130,18 @@ Gate<T> gate_of(const at::Tensor& gate_nd, const at::Tensor& up_nd) {
           up_nd.stride(0), gate_nd.size(1)};
 }
 
+device::Gate device_gate(const at::Tensor& gate_nd, const at::Tensor& up_nd, const at::Tensor& y) {
+  return {gate_nd.data_ptr(), up_nd.data_ptr(), gate_nd.stride(0),
+          up_nd.stride(0),    gate_nd.size(0),  gate_nd.size(1),
+          device::at_of(y)};
+}
+
 at::Tensor swiglu(const at::Tensor& gate_nd, const at::Tensor& up_nd) {
   at::Tensor y = at::empty(gate_nd.sizes(), gate_nd.options());
+  if (device::kernels_for(y) != nullptr) {
+    device::call(&device::Kernels::gate, y, device_gate(gate_nd, up_nd, y));
+    return y;
+  }
   with_type(y, "swiglu", [&](auto zero) {
     using T = decltype(zero);
     const Gate<T> gate = gate_of<T>(gate_nd, up_nd);
@@ -148,6 +163,12 @@ struct SwiGlu : public torch::autograd::Function<SwiGlu> {
     const auto saved = context->get_saved_variables();
     const at::Tensor grad = grads[0].contiguous();
     at::Tensor grad_gate = at::empty_like(grad), grad_up = at::empty_like(grad);
+    if (device::kernels_for(grad) != nullptr) {
+      device::call(&device::Kernels::gate_back, grad,
+                   device::GateBack{device_gate(saved[0], saved[1], at::Tensor()), grad.data_ptr(),
+                                    grad_gate.data_ptr(), grad_up.data_ptr()});
+      return {grad_gate, grad_up};
+    }
     with_type(grad, "swiglu", [&](auto zero) {
       using T = decltype(zero);
       const Gate<T> gate = gate_of<T>(saved[0], saved[1]);
@@ -174,6 +195,43 @@ at::Tensor gelu_tanh(const at::Tensor& x) {
   });
   return y;
 }
+
+// GELU of x + bias, on a device that has the kernels.
+device::Gelu device_gelu(const at::Tensor& x, const std::optional<at::Tensor>& bias_d,
+                         const at::Tensor& y) {
+  const int64_t d = x.size(-1);
+  return {x.data_ptr(), device::at_of(bias_d.value_or(at::Tensor())), x.numel() / d, d,
+          device::at_of(y)};
+}
+
+at::Tensor run_device_gelu(const at::Tensor& x, const std::optional<at::Tensor>& bias_d) {
+  at::Tensor y = at::empty_like(x);
+  device::call(&device::Kernels::gelu, x, device_gelu(x, bias_d, y));
+  return y;
+}
+
+struct DeviceGelu : public torch::autograd::Function<DeviceGelu> {
+  static Variable forward(AutogradContext* context, const Variable& x,
+                          const std::optional<Variable>& bias_d) {
+    context->save_for_backward({x, bias_d.value_or(at::Tensor())});
+    return run_device_gelu(x, bias_d);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor x = saved[0], grad = grads[0].contiguous();
+    const auto bias_d = saved[1].defined() ? std::optional(saved[1]) : std::nullopt;
+    const int64_t d = x.size(-1), parts = device::parts_of(x.numel() / d);
+    at::Tensor grad_x = at::empty_like(x), of_bias;
+    if (bias_d && context->needs_input_grad(1)) {
+      of_bias = at::empty({parts, d}, rlhf::wide(x));
+    }
+    device::call(&device::Kernels::gelu_back, x,
+                 device::GeluBack{device_gelu(x, bias_d, at::Tensor()), grad.data_ptr(),
+                                  grad_x.data_ptr(), device::at_of(of_bias), parts});
+    return {grad_x, of_bias.defined() ? of_bias.sum(0).to(x.scalar_type()) : at::Tensor()};
+  }
+};
 
 struct Gelu : public torch::autograd::Function<Gelu> {
   static Variable forward(AutogradContext* context, const Variable& x) {
@@ -213,10 +271,18 @@ char* rlhf_swiglu(at::Tensor* gate, at::Tensor* up, at::Tensor** out) {
   });
 }
 
-char* rlhf_gelu(at::Tensor* x, at::Tensor** out) {
+// `bias_d` may be null.
+char* rlhf_gelu(at::Tensor* x, at::Tensor* bias_d, at::Tensor** out) {
   return rlhf::guarded([&] {
     const at::Tensor dense = x->contiguous();
-    *out = new at::Tensor(at::GradMode::is_enabled() ? Gelu::apply(dense) : gelu_tanh(dense));
+    const bool trains = at::GradMode::is_enabled();
+    if (device::kernels_for(dense) != nullptr) {
+      const auto bias = bias_d == nullptr ? std::nullopt : std::optional(bias_d->contiguous());
+      *out = new at::Tensor(trains ? DeviceGelu::apply(dense, bias) : run_device_gelu(dense, bias));
+      return;
+    }
+    const at::Tensor shifted = bias_d == nullptr ? dense : at::add(dense, *bias_d);
+    *out = new at::Tensor(trains ? Gelu::apply(shifted) : gelu_tanh(shifted));
   });
 }
 

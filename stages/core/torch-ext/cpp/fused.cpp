@@ -1,20 +1,25 @@
-// The norm and the rotation of positions in one pass over memory each, forward and backward, on the CPU.
+// The norm and the rotation of positions in one pass over memory each, forward and backward.
 // Sums are in f32 (f64 for f64) and have one order, whatever the number of threads.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/layer_norm.h>
 #include <ATen/ops/neg.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <optional>
 #include <tuple>
 
 #include "border.h"
+#include "device_ops.h"
 #include "kernels.h"
 
 namespace {
 
+namespace device = rlhf::device;
 using rlhf::each_vector;
 using rlhf::put;
 using rlhf::take;
@@ -197,15 +202,114 @@ struct RmsNorm : public torch::autograd::Function<RmsNorm> {
   }
 };
 
+// What is normed, and how.
+struct NormInput {
+  at::Tensor x;
+  std::optional<at::Tensor> added;
+  at::Tensor weight_d;
+  std::optional<at::Tensor> bias_d;
+  double eps;
+  bool centred;
+};
+
+// The sum and its norm.
+std::tuple<at::Tensor, at::Tensor> cpu_norm(const NormInput& it) {
+  const at::Tensor total = it.added ? at::add(it.x, *it.added) : it.x;
+  if (it.centred) {
+    return {total, at::layer_norm(total, it.weight_d.sizes(), it.weight_d, it.bias_d, it.eps)};
+  }
+  return {total, at::GradMode::is_enabled() ? RmsNorm::apply(total, it.weight_d, it.eps)
+                                            : std::get<0>(rms_norm(total, it.weight_d, it.eps))};
+}
+
+// What the kernels made: the sum (that of x alone is x), the norm, and each row's mean and scale.
+struct Normed {
+  at::Tensor total, y, means, scales;
+};
+
+Normed run_device_norm(const NormInput& it) {
+  const int64_t d = it.weight_d.numel(), rows = it.x.numel() / d;
+  const at::Tensor added = it.added.value_or(at::Tensor());
+  Normed made{it.added ? at::empty_like(it.x) : it.x, at::empty_like(it.x),
+              it.centred ? at::empty({rows}, wide(it.x)) : at::Tensor(), at::empty({rows}, wide(it.x))};
+  device::call(&device::Kernels::norm, it.x,
+               device::Norm{it.x.data_ptr(), device::at_of(added), it.weight_d.data_ptr(),
+                            device::at_of(it.bias_d.value_or(at::Tensor())),
+                            it.added ? made.total.data_ptr() : nullptr, made.y.data_ptr(),
+                            device::at_of(made.means), made.scales.data_ptr(), rows, d, it.eps});
+  return made;
+}
+
+struct DeviceNorm : public torch::autograd::Function<DeviceNorm> {
+  static variable_list forward(AutogradContext* context, const Variable& x, const Variable& weight_d,
+                               const std::optional<Variable>& bias_d,
+                               const std::optional<Variable>& added, double eps, bool centred) {
+    const Normed made = run_device_norm({x, added, weight_d, bias_d, eps, centred});
+    context->save_for_backward({made.total, weight_d, made.means, made.scales});
+    context->saved_data["biased"] = bias_d.has_value();
+    context->saved_data["added"] = added.has_value();
+    context->set_materialize_grads(false);
+    return added ? variable_list{made.y, made.total} : variable_list{made.y};
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor total = saved[0], weight_d = saved[1], means = saved[2], scales = saved[3];
+    const bool biased = context->saved_data["biased"].toBool();
+    const bool added = context->saved_data["added"].toBool();
+    const at::Tensor beside = added && grads[1].defined() ? grads[1].contiguous() : at::Tensor();
+    if (!grads[0].defined()) {
+      return {beside, Variable(), Variable(), beside, Variable(), Variable()};
+    }
+    const at::Tensor grad = grads[0].contiguous();
+    const int64_t d = weight_d.numel(), rows = total.numel() / d, parts = device::parts_of(rows);
+    at::Tensor grad_x = at::empty_like(total), of_weight, of_bias;
+    if (context->needs_input_grad(1)) {
+      of_weight = at::empty({parts, d}, wide(total));
+    }
+    if (biased && context->needs_input_grad(2)) {
+      of_bias = at::empty({parts, d}, wide(total));
+    }
+    device::call(&device::Kernels::norm_back, total,
+                 device::NormBack{total.data_ptr(), weight_d.data_ptr(), device::at_of(means),
+                                  scales.data_ptr(), grad.data_ptr(), device::at_of(beside),
+                                  grad_x.data_ptr(), device::at_of(of_weight), device::at_of(of_bias),
+                                  rows, d, parts});
+    const auto summed = [&](const at::Tensor& of_parts) {
+      return of_parts.defined() ? of_parts.sum(0).to(weight_d.scalar_type()) : at::Tensor();
+    };
+    return {grad_x,     summed(of_weight), summed(of_bias), added ? grad_x : Variable(),
+            Variable(), Variable()};
+  }
+};
+
+std::tuple<at::Tensor, at::Tensor> device_norm(const NormInput& it) {
+  if (!at::GradMode::is_enabled()) {
+    const Normed made = run_device_norm(it);
+    return {made.total, made.y};
+  }
+  const variable_list made =
+      DeviceNorm::apply(it.x, it.weight_d, it.bias_d, it.added, it.eps, it.centred);
+  return {it.added ? made[1] : it.x, made[0]};
+}
+
 // To the layout [b, t, h, e], seen as [b, h, t, e].
 at::Tensor rotate(const at::Tensor& x_bhte, const at::Tensor& cos, const at::Tensor& sin,
                   bool interleaved, float sign) {
   const int64_t rows = x_bhte.size(0), heads = x_bhte.size(1);
   const int64_t columns = x_bhte.size(2), width = x_bhte.size(3);
   at::Tensor y = at::empty({rows, columns, heads, width}, x_bhte.options());
+  const int64_t table_stride = cos.size(0) == 1 ? 0 : cos.stride(0);
+  if (device::kernels_for(y) != nullptr) {
+    device::call(&device::Kernels::rotate, y,
+                 device::Rotation{x_bhte.data_ptr(), x_bhte.stride(0), x_bhte.stride(1),
+                                  x_bhte.stride(2), cos.data_ptr(), sin.data_ptr(), table_stride, rows,
+                                  heads, columns, width, cos.size(3), interleaved, sign < 0,
+                                  y.data_ptr()});
+    return y.transpose(1, 2);
+  }
   with_type(y, "rotate", [&](auto zero) {
     using T = decltype(zero);
-    const int64_t table_stride = cos.size(0) == 1 ? 0 : cos.stride(0);
     const Rotation<T> rotation{x_bhte.const_data_ptr<T>(),
                                x_bhte.stride(0),
                                x_bhte.stride(1),
@@ -249,11 +353,17 @@ struct Rotate : public torch::autograd::Function<Rotate> {
 
 extern "C" {
 
-char* rlhf_rms_norm(at::Tensor* x, at::Tensor* weight_d, double eps, at::Tensor** out) {
+// `added` and `bias_d` may be null; `total` is x + added.
+char* rlhf_norm(at::Tensor* x, at::Tensor* added, at::Tensor* weight_d, at::Tensor* bias_d, double eps,
+                bool centred, at::Tensor** total, at::Tensor** out) {
   return rlhf::guarded([&] {
-    const at::Tensor dense = x->contiguous();
-    *out = new at::Tensor(at::GradMode::is_enabled() ? RmsNorm::apply(dense, *weight_d, eps)
-                                                     : std::get<0>(rms_norm(dense, *weight_d, eps)));
+    const auto optional = [](const at::Tensor* tensor) {
+      return tensor == nullptr ? std::nullopt : std::optional<at::Tensor>(tensor->contiguous());
+    };
+    const NormInput input{x->contiguous(), optional(added), *weight_d, optional(bias_d), eps, centred};
+    auto [sum, y] = device::kernels_for(*x) != nullptr ? device_norm(input) : cpu_norm(input);
+    *total = new at::Tensor(sum);
+    *out = new at::Tensor(y);
   });
 }
 

@@ -119,7 +119,13 @@ pub fn cached_attention(
     options: &CachedOptions,
 ) -> Result<Tensor, TorchError> {
     let operation = "cached_attention";
-    validate(operation, [q_nhe, k_nke, v_nke], cache, rows, options)?;
+    let extent = Extent {
+        device: Device::Cpu,
+        tokens: rows.num_tokens,
+        longest: rows.longest,
+        blocks: rows.num_blocks,
+    };
+    validate(operation, [q_nhe, k_nke, v_nke], cache, &extent, options)?;
     let longest = rows.longest.max(1);
     let window = options.window.map_or(longest, |window| {
         i64::try_from(window).unwrap_or(longest).clamp(1, longest)
@@ -152,11 +158,22 @@ pub fn cached_attention(
     }
 }
 
-fn validate(
+/// What tensors must lie on and hold.
+pub(crate) struct Extent {
+    pub(crate) device: Device,
+    /// New tokens.
+    pub(crate) tokens: i64,
+    /// Positions of the longest row.
+    pub(crate) longest: i64,
+    /// Blocks of the cache, at least.
+    pub(crate) blocks: i64,
+}
+
+pub(crate) fn validate(
     operation: &'static str,
     [q_nhe, k_nke, v_nke]: [&Tensor; 3],
     (keys, values): (&Tensor, &Tensor),
-    rows: &CachedRows,
+    extent: &Extent,
     options: &CachedOptions,
 ) -> Result<(), TorchError> {
     let refuse = |name, tensor: &Tensor, expected: &str| {
@@ -164,25 +181,25 @@ fn validate(
     };
     let (kind, q) = (q_nhe.kind(), q_nhe.size());
     let known = matches!(kind, Kind::Float | Kind::Double | Kind::BFloat16);
-    let on_cpu = |tensor: &Tensor| tensor.device() == Device::Cpu && tensor.kind() == kind;
+    let there = |tensor: &Tensor| tensor.device() == extent.device && tensor.kind() == kind;
     let packed = |tensor: &Tensor| tensor.stride().last() == Some(&1);
-    if !known || q.len() != 3 || q[0] != rows.num_tokens || !on_cpu(q_nhe) || !packed(q_nhe) {
+    if !known || q.len() != 3 || q[0] != extent.tokens || !there(q_nhe) || !packed(q_nhe) {
         let expected = format!(
-            "[{}, h, e] in Float, Double or BFloat16 on the CPU",
-            rows.num_tokens
+            "[{}, h, e] in Float, Double or BFloat16 on {:?}",
+            extent.tokens, extent.device
         );
         return refuse("q_nhe", q_nhe, &expected);
     }
     let k = k_nke.size();
     let grouped = k.len() == 3 && k[1] > 0 && q[1] % k[1] == 0;
-    if !grouped || [k[0], k[2]] != [q[0], q[2]] || !on_cpu(k_nke) || !packed(k_nke) {
+    if !grouped || [k[0], k[2]] != [q[0], q[2]] || !there(k_nke) || !packed(k_nke) {
         return refuse(
             "k_nke",
             k_nke,
             "as many tokens, and heads that divide the queries'",
         );
     }
-    if v_nke.size() != k || !on_cpu(v_nke) || !packed(v_nke) {
+    if v_nke.size() != k || !there(v_nke) || !packed(v_nke) {
         return refuse("v_nke", v_nke, "the keys' shape");
     }
     let blocks = keys.size().first().copied().unwrap_or(0);
@@ -191,12 +208,12 @@ fn validate(
         ("keys", keys, [blocks, k[1], k[2], block]),
         ("values", values, [blocks, k[1], block, k[2]]),
     ] {
-        if tensor.size() != dims || !on_cpu(tensor) || !tensor.is_contiguous() {
+        if tensor.size() != dims || !there(tensor) || !tensor.is_contiguous() {
             return refuse(name, tensor, &format!("{dims:?}"));
         }
     }
-    if rows.num_blocks > blocks {
-        let expected = format!("{} blocks, which the rows name", rows.num_blocks);
+    if extent.blocks > blocks {
+        let expected = format!("{} blocks, which the rows name", extent.blocks);
         return refuse("keys", keys, &expected);
     }
     let wide = if kind == Kind::Double {
@@ -206,12 +223,12 @@ fn validate(
     };
     let fits = |bias: &Tensor| {
         let size = bias.size();
-        let covers = size.len() == 2 && size[0] == q[1] && size[1] >= rows.longest;
-        covers && bias.kind() == wide && bias.device() == Device::Cpu && packed(bias)
+        let covers = size.len() == 2 && size[0] == q[1] && size[1] >= extent.longest;
+        covers && bias.kind() == wide && bias.device() == extent.device && packed(bias)
     };
     match options.bias_hs {
         Some(bias) if !fits(bias) => {
-            let expected = format!("{wide:?} [{}, {} or more]", q[1], rows.longest);
+            let expected = format!("{wide:?} [{}, {} or more]", q[1], extent.longest);
             refuse("bias_hs", bias, &expected)
         }
         _ => Ok(()),

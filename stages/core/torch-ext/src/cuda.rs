@@ -1,12 +1,12 @@
 //! CUDA's runtime through `librlhf_cuda.so`: device properties, allocator statistics.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::TorchError;
 use crate::dynamic::Library;
 use crate::ffi::brief;
+use crate::kernels::{beside_executable, use_device_kernels};
 
 const FILE: &str = "librlhf_cuda.so";
 const HINT: &str = "it is built beside the worker where the wheels of requirements.txt are installed; keep \
@@ -61,6 +61,10 @@ struct RawProperties {
     free_bytes: i64,
 }
 
+/// Work of a device that was recorded.
+#[derive(Debug)]
+pub(crate) struct Recorded(*mut c_void);
+
 /// The loaded library.
 pub struct Cuda {
     free: unsafe extern "C" fn(*mut c_char),
@@ -71,9 +75,14 @@ pub struct Cuda {
     reset_peak: unsafe extern "C" fn(i32) -> Status,
     synchronize: unsafe extern "C" fn(i32) -> Status,
     empty_cache: unsafe extern "C" fn() -> Status,
+    graph_begin: unsafe extern "C" fn(i32, *mut *mut c_void) -> Status,
+    graph_end: unsafe extern "C" fn(*mut c_void) -> Status,
+    graph_replay: unsafe extern "C" fn(*mut c_void) -> Status,
+    graph_free: unsafe extern "C" fn(*mut c_void) -> Status,
+    library: Library,
 }
 
-/// The library, or `None` where no GPU can be used.
+/// The library, or `None` where no GPU can be used. From then on its kernels serve the GPU's tensors.
 ///
 /// # Errors
 /// Where a GPU can be used and the library is missing or does not load.
@@ -86,6 +95,13 @@ pub fn load() -> Result<Option<&'static Cuda>, TorchError> {
         return Ok(Some(cuda));
     }
     let cuda = Cuda::open()?;
+    let multiprocessors = cuda.properties(0)?.multiprocessors;
+    use_device_kernels(
+        &cuda.library,
+        &beside_executable(FILE),
+        HINT,
+        multiprocessors,
+    )?;
     Ok(Some(LOADED.get_or_init(|| cuda)))
 }
 
@@ -99,29 +115,13 @@ pub(crate) fn why_unavailable() -> String {
     }
 }
 
-/// Beside the executable, above it (test executables lie in `deps/`), or in `lib/` beside `bin/`.
-fn find() -> PathBuf {
-    let exe = std::env::current_exe().unwrap_or_default();
-    let dir = exe.parent().unwrap_or(&exe);
-    let candidates = [
-        dir.join(FILE),
-        dir.join("..").join(FILE),
-        dir.join("../lib").join(FILE),
-    ];
-    candidates
-        .iter()
-        .find(|path| path.exists())
-        .unwrap_or(&candidates[0])
-        .clone()
-}
-
 impl Cuda {
     #[expect(
         clippy::missing_transmute_annotations,
         reason = "the fields' types stand above"
     )]
     fn open() -> Result<Self, TorchError> {
-        let path = find();
+        let path = beside_executable(FILE);
         let library = Library::open(&path, HINT)?;
         let address = |name: &CStr| {
             library.symbol(name).map_err(|message| TorchError::Library {
@@ -143,6 +143,11 @@ impl Cuda {
                 reset_peak: transmute::<*mut c_void, _>(address(c"rlhf_cuda_reset_peak")?),
                 synchronize: transmute::<*mut c_void, _>(address(c"rlhf_cuda_synchronize")?),
                 empty_cache: transmute::<*mut c_void, _>(address(c"rlhf_cuda_empty_cache")?),
+                graph_begin: transmute::<*mut c_void, _>(address(c"rlhf_cuda_graph_begin")?),
+                graph_end: transmute::<*mut c_void, _>(address(c"rlhf_cuda_graph_end")?),
+                graph_replay: transmute::<*mut c_void, _>(address(c"rlhf_cuda_graph_replay")?),
+                graph_free: transmute::<*mut c_void, _>(address(c"rlhf_cuda_graph_free")?),
+                library,
             })
         }
     }
@@ -264,6 +269,32 @@ impl Cuda {
         self.check("cudaDeviceSynchronize", unsafe {
             (self.synchronize)(index as i32)
         })
+    }
+
+    /// Records what `body` queues on device `index`, without running it.
+    pub(crate) fn record(&self, index: usize, body: impl FnOnce()) -> Result<Recorded, TorchError> {
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: `graph` is a valid place for one pointer.
+        self.check("capture_begin", unsafe {
+            (self.graph_begin)(index as i32, &raw mut graph)
+        })?;
+        let recorded = Recorded(graph);
+        body();
+        // SAFETY: the graph was begun above.
+        self.check("capture_end", unsafe { (self.graph_end)(graph) })?;
+        Ok(recorded)
+    }
+
+    /// Queues what was recorded.
+    pub(crate) fn replay(&self, recorded: &Recorded) -> Result<(), TorchError> {
+        // SAFETY: the graph is alive, and was recorded to its end.
+        self.check("replay", unsafe { (self.graph_replay)(recorded.0) })
+    }
+
+    /// Frees it and its memory.
+    pub(crate) fn forget(&self, recorded: &Recorded) -> Result<(), TorchError> {
+        // SAFETY: the graph is alive, and its owner is dropping it.
+        self.check("free", unsafe { (self.graph_free)(recorded.0) })
     }
 
     /// Gives memory that no tensor uses back to the device.

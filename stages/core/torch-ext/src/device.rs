@@ -45,7 +45,7 @@ pub fn resolve_device(choice: DeviceChoice) -> Result<Device, TorchError> {
     }
     let evidence = gpu_evidence(Path::new("/"));
     match (usable_gpus(), choice, evidence) {
-        (Ok(_), ..) => Ok(Device::Cuda(0)),
+        (Ok(_), ..) => cuda::load().map(|_| Device::Cuda(0)),
         (Err(cause), DeviceChoice::Cuda, evidence) => Err(TorchError::CudaUnusable {
             cause,
             hint: if evidence.is_some() {

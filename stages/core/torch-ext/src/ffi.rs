@@ -1,11 +1,12 @@
 //! Every foreign declaration of the crate, and the one way to call them.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
 
 use crate::TorchError;
+use crate::device_attention::RawSpan;
 
 /// Null, or a text that [`rlhf_free`] frees.
 pub(crate) type Status = *mut c_char;
@@ -56,10 +57,34 @@ unsafe extern "C" {
         bias_hs: *const C_tensor,
         out: *mut *mut C_tensor,
     ) -> Status;
-    pub(crate) fn rlhf_rms_norm(
+    pub(crate) fn rlhf_use_device_kernels(kernels: *const c_void, emulated: bool);
+    pub(crate) fn rlhf_device_attention(
+        q_nhe: *const C_tensor,
+        k_nke: *const C_tensor,
+        v_nke: *const C_tensor,
+        keys: *const C_tensor,
+        values: *const C_tensor,
+        span: *const RawSpan,
+        scale: f64,
+        window: i64,
+        bias_hs: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_device_sample(
+        logits_bv: *const C_tensor,
+        uniform_b: *const C_tensor,
+        temperature: f64,
+        ids_b: *mut *mut C_tensor,
+        logprobs_b: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_norm(
         x: *const C_tensor,
+        added: *const C_tensor,
         weight_d: *const C_tensor,
+        bias_d: *const C_tensor,
         eps: f64,
+        centred: bool,
+        total: *mut *mut C_tensor,
         out: *mut *mut C_tensor,
     ) -> Status;
     pub(crate) fn rlhf_swiglu(
@@ -67,7 +92,11 @@ unsafe extern "C" {
         up: *const C_tensor,
         out: *mut *mut C_tensor,
     ) -> Status;
-    pub(crate) fn rlhf_gelu(x: *const C_tensor, out: *mut *mut C_tensor) -> Status;
+    pub(crate) fn rlhf_gelu(
+        x: *const C_tensor,
+        bias_d: *const C_tensor,
+        out: *mut *mut C_tensor,
+    ) -> Status;
     pub(crate) fn rlhf_rotate(
         x_bhte: *const C_tensor,
         cos_b1te: *const C_tensor,
@@ -101,6 +130,7 @@ unsafe extern "C" {
         targets_n: *const C_tensor,
         temperature: f64,
         chunk: i64,
+        plain: bool,
         out: *mut *mut C_tensor,
     ) -> Status;
 }

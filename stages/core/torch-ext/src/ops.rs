@@ -6,6 +6,7 @@ use tch::{Kind, Tensor};
 
 use crate::TorchError;
 use crate::ffi::{self, check, pointers};
+use crate::kernels::is_plain;
 
 /// The numbers of one `AdamW` update (Loshchilov and Hutter 2019, algorithm 2).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -180,6 +181,7 @@ pub fn token_logprobs(
                 targets_n.as_ptr(),
                 temperature,
                 chunk as i64,
+                is_plain(),
                 &raw mut out,
             ),
         )?;

@@ -5,7 +5,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::ffi::{self, check};
-use crate::plain::is_plain;
+use crate::kernels::is_plain;
 
 /// A copy of a matrix in the order of oneDNN's kernels, on the CPU. Without it every product sorts the
 /// matrix anew, which costs as much as 30 rows of it.

@@ -1,4 +1,4 @@
-//! From logits to tokens, on the CPU.
+//! From logits to tokens.
 //!
 //! Shape suffixes: b rows, v vocabulary.
 
@@ -6,6 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
 use crate::ffi::{self, check};
+use crate::kernels::has_device_kernels;
 use crate::ops::{argument, describe};
 
 /// Which part of a distribution is sampled from.
@@ -78,4 +79,64 @@ pub fn sample(
         )?;
     }
     Ok((ids, logprobs))
+}
+
+/// The largest vocabulary that [`device_sample`] takes.
+pub const LARGEST_DEVICE_VOCABULARY: usize = 1 << 18;
+
+/// [`sample`] without cuts on a device for which [`has_device_kernels`] says so, which nothing leaves:
+/// tokens, int64 `[b]`, and the logarithms of their probabilities, f64 `[b]`. Excluded tokens have the logit `-inf`.
+/// `uniform_b` is f64 `[b]`; `None`: the likeliest token.
+///
+/// # Errors
+/// When shapes, types or devices do not fit.
+///
+/// # Panics
+/// When the temperature is not above 0.
+pub fn device_sample(
+    logits_bv: &Tensor,
+    uniform_b: Option<&Tensor>,
+    temperature: f64,
+) -> Result<(Tensor, Tensor), TorchError> {
+    let operation = "device_sample";
+    assert!(temperature > 0.0, "{temperature}");
+    let (size, device) = (logits_bv.size(), logits_bv.device());
+    let known = matches!(
+        logits_bv.kind(),
+        Kind::Float | Kind::Double | Kind::BFloat16
+    );
+    let fits = matches!(size[..], [_, v] if (1..=LARGEST_DEVICE_VOCABULARY as i64).contains(&v));
+    let enough = uniform_b.is_none_or(|uniform_b| {
+        uniform_b.kind() == Kind::Double
+            && uniform_b.device() == device
+            && uniform_b.is_contiguous()
+            && uniform_b.size() == size[..1]
+    });
+    let there = has_device_kernels(device) && logits_bv.is_contiguous();
+    if !(known && fits && enough && there) {
+        let expected =
+            "[b, v] in Float, Double or BFloat16 on a device with kernels, and b numbers";
+        return Err(argument(
+            operation,
+            "logits_bv",
+            &describe(logits_bv),
+            expected,
+        ));
+    }
+    let (mut ids_b, mut logprobs_b) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the tensors are borrowed for this call, and their sizes were checked; both places hold tensors of
+    // which we are the only owner on success.
+    unsafe {
+        check(
+            operation,
+            ffi::rlhf_device_sample(
+                logits_bv.as_ptr(),
+                uniform_b.map_or(std::ptr::null(), Tensor::as_ptr),
+                temperature,
+                &raw mut ids_b,
+                &raw mut logprobs_b,
+            ),
+        )?;
+        Ok((Tensor::from_ptr(ids_b), Tensor::from_ptr(logprobs_b)))
+    }
 }

@@ -1,12 +1,15 @@
 // librlhf_cuda.so: what needs the CUDA runtime. Loaded after libtorch_cuda.so, whose libraries
 // (libc10_cuda, libcudart) are then already in the process, so it needs no search path of its own.
+#include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 
-#include "border.h"
+#include "../border.h"
 
 namespace {
 
@@ -29,7 +32,25 @@ struct DeviceGuard {
 
 constexpr size_t kAggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
 
+// Work that is recorded on a stream of its own; its memory is its own too, for as long as it lives.
+struct Recording {
+  at::cuda::CUDAGraph graph;
+  c10::cuda::CUDAStream before;
+
+  explicit Recording(int32_t index) : before(c10::cuda::getCurrentCUDAStream(index)) {}
+};
+
 }  // namespace
+
+namespace rlhf::device {
+
+void* stream_of(int32_t device) {
+  return c10::cuda::getCurrentCUDAStream(static_cast<c10::DeviceIndex>(device)).stream();
+}
+
+void check_launch() { check(cudaGetLastError()); }
+
+}  // namespace rlhf::device
 
 extern "C" {
 
@@ -115,6 +136,33 @@ char* rlhf_cuda_empty_cache() {
       c10::cuda::CUDACachingAllocator::emptyCache();
     }
   });
+}
+
+char* rlhf_cuda_graph_begin(int32_t index, void** out) {
+  return rlhf::guarded([&] {
+    DeviceGuard guard(index);
+    check(cudaDeviceSynchronize());
+    auto recording = std::make_unique<Recording>(index);
+    c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, index));
+    recording->graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    *out = recording.release();
+  });
+}
+
+char* rlhf_cuda_graph_end(void* graph) {
+  return rlhf::guarded([&] {
+    auto* recording = static_cast<Recording*>(graph);
+    recording->graph.capture_end();
+    c10::cuda::setCurrentCUDAStream(recording->before);
+  });
+}
+
+char* rlhf_cuda_graph_replay(void* graph) {
+  return rlhf::guarded([&] { static_cast<Recording*>(graph)->graph.replay(); });
+}
+
+char* rlhf_cuda_graph_free(void* graph) {
+  return rlhf::guarded([&] { delete static_cast<Recording*>(graph); });
 }
 
 }  // extern "C"

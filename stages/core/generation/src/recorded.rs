@@ -1,0 +1,111 @@
+//! Steps of decoding without the host: on a GPU a step of hundreds of kernels is recorded once, and queued again in
+//! one go, as often as there are tokens to make.
+//!
+//! Shapes: `b` rows, `s` steps, `d` width, `v` vocabulary.
+
+use model::{CachedRow, KvCache, Model, StepTables};
+use tch::{Kind, Tensor};
+use torch_ext::Graph;
+
+use crate::options::SamplingOptions;
+use crate::sampler::choose_rows;
+
+/// Steps of up to `rows` rows. All tensors keep their places.
+pub(crate) struct RecordedSteps<'a> {
+    model: &'a Model,
+    options: &'a SamplingOptions,
+    tables: StepTables,
+    /// The step to make, int64 `[1]`.
+    step_1: Tensor,
+    /// What has been made, and of random numbers what it is made with (f64), `[s, b]` each.
+    ids_sb: Tensor,
+    logprobs_sb: Tensor,
+    uniform_sb: Option<Tensor>,
+    graph: Option<Graph>,
+    /// Whether a step has been made: what libraries set up at their first call cannot be recorded.
+    warm: bool,
+}
+
+/// The rows of some steps.
+pub(crate) struct Stretch<'r> {
+    /// Their last tokens, int64 `[..]`.
+    pub(crate) ids_b: &'r Tensor,
+    pub(crate) rows: Vec<&'r mut CachedRow>,
+    /// A random number of each row for each step, in [0, 1); none where sampling is greedy.
+    pub(crate) uniforms: Option<Vec<Vec<f64>>>,
+    pub(crate) steps: usize,
+}
+
+impl<'a> RecordedSteps<'a> {
+    /// For up to `rows` rows of up to `positions` tokens, and up to `steps` steps at a time.
+    pub(crate) fn new(
+        model: &'a Model,
+        options: &'a SamplingOptions,
+        cache: &mut KvCache,
+        [rows, positions, steps]: [usize; 3],
+    ) -> Self {
+        let device = model.device();
+        let places = |kind| Tensor::zeros([steps as i64, rows as i64], (kind, device));
+        Self {
+            model,
+            options,
+            tables: StepTables::new(model, cache, rows, positions),
+            step_1: Tensor::zeros([1], (Kind::Int64, device)),
+            ids_sb: places(Kind::Int64),
+            logprobs_sb: places(Kind::Double),
+            uniform_sb: (!options.greedy).then(|| places(Kind::Double)),
+            graph: None,
+            warm: false,
+        }
+    }
+
+    /// Makes the steps: tokens and log-probabilities, `[.., s]` each, on the device.
+    pub(crate) fn run(&mut self, mut stretch: Stretch, cache: &mut KvCache) -> (Tensor, Tensor) {
+        let (rows, steps) = (stretch.rows.len() as i64, stretch.steps as i64);
+        self.tables
+            .load(stretch.ids_b, &mut stretch.rows, stretch.steps, cache);
+        if let (Some(uniform_sb), Some(uniforms)) = (&self.uniform_sb, stretch.uniforms) {
+            let given = Tensor::from_slice(&uniforms.concat()).view([steps, rows]);
+            let given = given.to_device(self.model.device());
+            let place = uniform_sb.narrow(0, 0, steps);
+            place.narrow(1, 0, rows).copy_(&given);
+        }
+        let _ = self.step_1.zero_();
+        for _ in 0..steps {
+            self.make(cache);
+        }
+        let made = |of: &Tensor| of.narrow(0, 0, steps).narrow(1, 0, rows).tr().copy();
+        (made(&self.ids_sb), made(&self.logprobs_sb))
+    }
+
+    /// One step: the first runs as it is, the second is recorded, and from then on it is queued as a whole.
+    fn make(&mut self, cache: &KvCache) {
+        let device = self.model.device();
+        if !self.warm || !device.is_cuda() {
+            self.warm = true;
+            return self.step(cache);
+        }
+        if self.graph.is_none() {
+            let graph = Graph::record(device, || self.step(cache));
+            self.graph = Some(graph.unwrap_or_else(|error| panic!("{error}")));
+        }
+        if let Some(graph) = &self.graph {
+            graph.replay().unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    fn step(&mut self, cache: &KvCache) {
+        let hidden_bd = self.model.step(&self.tables, cache);
+        let of_step = |of_sb: &Tensor| of_sb.index_select(0, &self.step_1).squeeze_dim(0);
+        let uniform_b = self.uniform_sb.as_ref().map(of_step);
+        let (ids_b, logprobs_b) =
+            choose_rows(self.model, &hidden_bd, uniform_b.as_ref(), self.options);
+        let put = |to_sb: &mut Tensor, from_b: &Tensor| {
+            let _ = to_sb.index_copy_(0, &self.step_1, &from_b.unsqueeze(0));
+        };
+        put(&mut self.ids_sb, &ids_b);
+        put(&mut self.logprobs_sb, &logprobs_b);
+        self.tables.advance(&ids_b);
+        let _ = self.step_1.g_add_scalar_(1);
+    }
+}

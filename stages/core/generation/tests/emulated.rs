@@ -1,0 +1,13 @@
+//! `generate` with the GPU's kernels, run on the CPU: whole steps as a GPU takes them, but for the recording.
+
+mod decoding;
+
+use recipe::shape::Family;
+
+/// Learned and rotary positions, grouped heads, a sliding window.
+const FAMILIES: [Family; 3] = [Family::Gpt2, Family::Llama, Family::Mistral];
+const REQUESTS: u64 = 8;
+
+fn begin() {
+    torch_ext::use_emulated_kernels().expect("librlhf_emulated.so lies beside the tests");
+}

@@ -1,0 +1,155 @@
+//! Attention over keys and values that are cached in blocks, on a GPU.
+//!
+//! Shape suffixes: n new tokens of all rows, h query heads, k key heads, e width of a head, b rows,
+//! m columns of the table of blocks.
+
+use tch::{Device, Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::cached_attention::{CachedOptions, CachedRows, Extent, validate};
+use crate::ffi::{self, check};
+use crate::kernels::{has_device_kernels, multiprocessors};
+use crate::{CACHE_BLOCK, TorchError};
+
+/// The widest head that the kernel takes.
+pub const WIDEST_DEVICE_HEAD: usize = 256;
+/// Parts that the keys of a row are taken in where rows are few, at most.
+const MOST_SPLITS: i64 = 16;
+
+/// [`CachedRows`] as a GPU reads them: tables that lie on it, and may be changed there between two calls.
+#[derive(Debug)]
+pub struct DeviceRows {
+    /// The row of each new token, int32 `[n]`.
+    pub row_n: Tensor,
+    /// Its position in the row, int32 `[n]`.
+    pub position_n: Tensor,
+    /// The blocks of each row, int32 `[b, m]`, enough for all positions.
+    pub table_bm: Tensor,
+}
+
+/// Mirrors `Span` in `cpp/device_ops.cpp`.
+#[repr(C)]
+pub(crate) struct RawSpan {
+    row_n: *const C_tensor,
+    position_n: *const C_tensor,
+    table_bm: *const C_tensor,
+    splits: i64,
+}
+
+impl DeviceRows {
+    /// Copies the rows' tables to a device.
+    ///
+    /// # Panics
+    /// When libtorch throws.
+    pub fn new(rows: &CachedRows, device: Device) -> Self {
+        let (mut row_n, mut position_n) = (Vec::new(), Vec::new());
+        for (row, (count, past)) in rows.counts().iter().zip(rows.pasts()).enumerate() {
+            for position in *past..past + count {
+                row_n.push(row as i32);
+                position_n.push(position as i32);
+            }
+        }
+        // One copy for all, since each waits for the device.
+        let numbers = [&row_n[..], &position_n, rows.table()].concat();
+        let all = Tensor::from_slice(&numbers).to_device(device);
+        let tokens = row_n.len() as i64;
+        let num_rows = rows.counts().len() as i64;
+        let table = all.narrow(0, 2 * tokens, rows.table().len() as i64);
+        Self {
+            row_n: all.narrow(0, 0, tokens),
+            position_n: all.narrow(0, tokens, tokens),
+            table_bm: table.view([num_rows, rows.columns() as i64]),
+        }
+    }
+
+    /// Whether these are tables for so many tokens.
+    fn fit(&self, tokens: i64, device: Device) -> bool {
+        let tensors = [&self.row_n, &self.position_n, &self.table_bm];
+        let known = tensors.iter().all(|tensor| {
+            tensor.kind() == Kind::Int && tensor.device() == device && tensor.is_contiguous()
+        });
+        known
+            && self.row_n.size() == [tokens]
+            && self.position_n.size() == [tokens]
+            && self.table_bm.dim() == 2
+    }
+}
+
+/// Adds keys `[n, k, e]` and values to the cache, and attends with `q_nhe` to all that the rows hold then,
+/// `[n, h, e]`: as [`crate::cached_attention`], on a device for which [`has_device_kernels`] says so. The cache's
+/// tensors have the same sizes, but another order of their numbers. Without gradients.
+///
+/// Positions and blocks are not checked: they are the device's.
+///
+/// # Errors
+/// When shapes, types or devices do not fit.
+///
+/// # Panics
+/// When the device has no kernels, the tables are of other rows, or a head is wider than
+/// [`WIDEST_DEVICE_HEAD`].
+pub fn device_attention(
+    [q_nhe, k_nke, v_nke]: [&Tensor; 3],
+    (keys, values): (&Tensor, &Tensor),
+    rows: &DeviceRows,
+    options: &CachedOptions,
+) -> Result<Tensor, TorchError> {
+    let operation = "device_attention";
+    let device = q_nhe.device();
+    let tokens = q_nhe.size().first().copied().unwrap_or(0);
+    assert!(
+        has_device_kernels(device) && rows.fit(tokens, device),
+        "tables of {:?} rows and {:?} tokens for {:?} on {device:?}",
+        rows.table_bm.size(),
+        rows.row_n.size(),
+        q_nhe.size()
+    );
+    let extent = Extent {
+        device,
+        tokens,
+        longest: rows.table_bm.size()[1] * CACHE_BLOCK as i64,
+        blocks: 0,
+    };
+    validate(
+        operation,
+        [q_nhe, k_nke, v_nke],
+        (keys, values),
+        &extent,
+        options,
+    )?;
+    let (width, key_heads) = (q_nhe.size()[2], k_nke.size()[1]);
+    assert!(
+        width <= WIDEST_DEVICE_HEAD as i64,
+        "a head of {width} numbers, and the kernel takes {WIDEST_DEVICE_HEAD}"
+    );
+    let blocks = (tokens * key_heads).max(1);
+    let raw = RawSpan {
+        row_n: rows.row_n.as_ptr(),
+        position_n: rows.position_n.as_ptr(),
+        table_bm: rows.table_bm.as_ptr(),
+        splits: (2 * multiprocessors() / blocks).clamp(1, MOST_SPLITS),
+    };
+    let window = options
+        .window
+        .map_or(i64::MAX, |window| window.max(1) as i64);
+    let mut out = std::ptr::null_mut();
+    // SAFETY: the tensors are borrowed for this call, and their sizes were checked; `out` is a valid place for
+    // one pointer, which on success holds a tensor of which we are the only owner.
+    unsafe {
+        check(
+            operation,
+            ffi::rlhf_device_attention(
+                q_nhe.as_ptr(),
+                k_nke.as_ptr(),
+                v_nke.as_ptr(),
+                keys.as_ptr(),
+                values.as_ptr(),
+                &raw const raw,
+                options.scale,
+                window,
+                options.bias_hs.map_or(std::ptr::null(), Tensor::as_ptr),
+                &raw mut out,
+            ),
+        )?;
+        Ok(Tensor::from_ptr(out))
+    }
+}
