@@ -129,7 +129,8 @@ pub(crate) fn last_token_scores(
         .collect();
     let padded = pad(&rows, Side::Right, pad_id, None);
     let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-    let hidden_ntd = hidden(&Input::from_padded(&padded, model.device()));
+    let input = Input::from_padded(&padded, model.device()).wanted_last(&lengths);
+    let hidden_ntd = hidden(&input);
     model.scalar_at_last(&hidden_ntd, &lengths)
 }
 

@@ -162,8 +162,7 @@ impl RewardJudge {
 fn score_batch(model: &Model, rows: &[&[u32]], pad_id: u32) -> Tensor {
     let padded = pad(rows, Side::Right, pad_id, None);
     let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
-    let shortest = lengths.iter().min().copied().unwrap_or(1);
-    let input = Input::from_padded(&padded, model.device()).wanted_from(shortest as i64 - 1);
+    let input = Input::from_padded(&padded, model.device()).wanted_last(&lengths);
     let hidden_btd = model.hidden(&input);
     let scores_b = model.scalar_at_last(&hidden_btd, &lengths);
     scores_b.to_kind(Kind::Double)

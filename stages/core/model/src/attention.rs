@@ -4,6 +4,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::input::Wanted;
+
 /// Which keys a query sees.
 #[derive(Debug)]
 pub(crate) enum Mask {
@@ -90,14 +92,13 @@ impl Mask {
         }
     }
 
-    /// What the queries from column `from` on see of the keys of `span`, in products of type `kind`.
-    pub(crate) fn tail(&self, span: &Span, from: i64, kind: Kind) -> Self {
-        let len = span.len - from;
+    /// What the queries of the columns that are wanted see of the keys of `span`, in products of type `kind`.
+    pub(crate) fn tail(&self, span: &Span, wanted: &Wanted, kind: Kind) -> Self {
         match self {
             Self::Full => Self::Full,
             Self::Added(mask) if mask.size()[2] == 1 => Self::Added(mask.shallow_clone()),
-            Self::Added(mask) => Self::Added(mask.narrow(2, from, len)),
-            Self::Causal => Self::added(&span.seen(None).narrow(2, from, len), kind),
+            Self::Added(mask) => Self::Added(wanted.of(mask, 2)),
+            Self::Causal => Self::added(&wanted.of(&span.seen(None), 2), kind),
         }
     }
 

@@ -203,7 +203,7 @@ impl Attention {
         }
     }
 
-    /// Of a tail the output is as short as it.
+    /// With a tail the output has its columns alone.
     fn forward(
         &self,
         x_btd: &Tensor,
@@ -211,8 +211,6 @@ impl Attention {
         cache: Option<&LayerCache>,
         tail: Option<&Tail>,
     ) -> Tensor {
-        let (rows, len) = (x_btd.size()[0], x_btd.size()[1]);
-        let first = tail.map_or(0, |tail| tail.from);
         let [mut q, mut k, v] = self.project(x_btd, context.adapter_dropout);
         if let Some([q_norm, k_norm]) = &self.qk_norms {
             q = q_norm.forward(&q);
@@ -229,7 +227,9 @@ impl Attention {
                     None => (mask, local),
                 };
                 let mask = local.as_ref().filter(|_| self.local).unwrap_or(mask);
-                let q = q.narrow(2, first, len - first);
+                if let Some(tail) = tail {
+                    q = tail.wanted.of(&q, 2);
+                }
                 attend(&q, &k, &v, mask, self.scale)
             }
             (Sight::Cache(span), Some(layer)) => {
@@ -242,7 +242,7 @@ impl Attention {
             }
             _ => unreachable!("a layer has a cache where the pass has one"),
         };
-        let y_btd = y_bhte.transpose(1, 2).reshape([rows, len - first, -1]);
+        let y_btd = y_bhte.transpose(1, 2).flatten(2, 3);
         self.output.forward(&y_btd, context.adapter_dropout)
     }
 }
@@ -294,7 +294,7 @@ impl Block {
         };
         let tail = context.tail(columns);
         let wanted = |x: &Tensor| match tail {
-            Some(tail) => x.narrow(1, tail.from, x.size()[1] - tail.from),
+            Some(tail) => tail.wanted.of(x, 1),
             None => x.shallow_clone(),
         };
         let attention = |x: &Tensor| drop(self.attention.forward(x, context, cache, tail));

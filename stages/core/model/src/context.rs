@@ -8,7 +8,7 @@ use torch_ext::CACHE_BLOCK;
 
 use crate::attention::{Mask, Span, alibi_bias};
 use crate::cached::CachedSpan;
-use crate::input::Input;
+use crate::input::{Input, Wanted};
 use crate::positions::Rotation;
 use crate::transformer::Model;
 
@@ -32,17 +32,17 @@ pub(crate) enum Sight {
         mask: Mask,
         /// The same in layers with a sliding window, where there are any.
         local: Option<Mask>,
-        /// In the last layer: the first column whose output is wanted, and both masks from there on.
+        /// In the last layer: the columns whose output is wanted, and both masks for them.
         tail: Option<Tail>,
     },
     /// Keys of the cache, to which those of this pass are added.
     Cache(CachedSpan),
 }
 
-/// What the queries from a column on see.
+/// What the queries of some columns see.
 #[derive(Debug)]
 pub(crate) struct Tail {
-    pub(crate) from: i64,
+    pub(crate) wanted: Wanted,
     pub(crate) mask: Mask,
     pub(crate) local: Option<Mask>,
 }
@@ -89,16 +89,12 @@ impl Model {
         };
         let local = shape.local.as_ref();
         let local = local.map(|local| Mask::new(&span, Some(local.window), self.kind()));
-        let (from, kind) = (input.wanted_from, self.kind());
-        assert!(
-            (0..span.len).contains(&from),
-            "columns from {from} of {}",
-            span.len
-        );
-        let tail = (from > 0).then(|| Tail {
-            from,
-            mask: mask.tail(&span, from, kind),
-            local: local.as_ref().map(|local| local.tail(&span, from, kind)),
+        let tail = input.wanted_columns().map(|wanted| Tail {
+            mask: mask.tail(&span, &wanted, self.kind()),
+            local: local
+                .as_ref()
+                .map(|local| local.tail(&span, &wanted, self.kind())),
+            wanted,
         });
         Context {
             rotation: self.rotation(&input.positions(), input.lengths_b.as_ref()),

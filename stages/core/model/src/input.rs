@@ -20,12 +20,73 @@ pub struct Input {
     /// For each row how many of its first tokens see each other, whatever their order; empty: none.
     /// Padding, if any, is on the right then.
     pub prefixes: Vec<usize>,
-    /// The first column whose hidden states are wanted: what the last block makes only for those before it is left
-    /// out, and they are 0. No result behind it changes.
-    pub wanted_from: i64,
+    /// The columns whose hidden states are wanted: what the last block makes only for others is left out, and these are
+    /// 0. No result of those that are wanted changes.
+    pub wanted: Wanted,
     /// Positions in the text, and places within spans, int64 `[b, t]` each; `None`: positions are
     /// counted, and there are no spans.
     pub spans_bt: Option<[Tensor; 2]>,
+}
+
+/// Columns of a pass.
+#[derive(Debug)]
+pub enum Wanted {
+    /// All.
+    All,
+    /// Those from this one on, above 0.
+    From(i64),
+    /// One of each row, int64 `[b]`.
+    One(Tensor),
+}
+
+impl Wanted {
+    /// These columns of a tensor that has them along `dim`, and rows (or one row that stands for all) along the first.
+    pub(crate) fn of(&self, x: &Tensor, dim: usize) -> Tensor {
+        let mut size = x.size();
+        match self {
+            Self::All => x.shallow_clone(),
+            Self::From(from) => x.narrow(dim as i64, *from, size[dim] - from),
+            Self::One(columns_b) => {
+                size[0] = columns_b.size()[0];
+                let x = x.expand(&size, false);
+                size[dim] = 1;
+                x.gather(dim as i64, &along(columns_b, &size), false)
+            }
+        }
+    }
+
+    /// Hidden states of these columns, `[b, .., d]`, between zeros in the others of `len`.
+    fn among_zeros(&self, hidden: &Tensor, len: i64) -> Tensor {
+        let mut size = hidden.size();
+        let zeros = |columns| {
+            let size = [size[0], columns, size[2]];
+            Tensor::zeros(size, (hidden.kind(), hidden.device()))
+        };
+        match self {
+            Self::All => hidden.shallow_clone(),
+            Self::From(from) => Tensor::cat(&[&zeros(*from), hidden], 1),
+            Self::One(columns_b) => {
+                let all = zeros(len);
+                size[1] = 1;
+                all.scatter(1, &along(columns_b, &size), hidden)
+            }
+        }
+    }
+
+    pub(crate) fn shallow_clone(&self) -> Self {
+        match self {
+            Self::All => Self::All,
+            Self::From(from) => Self::From(*from),
+            Self::One(columns_b) => Self::One(columns_b.shallow_clone()),
+        }
+    }
+}
+
+/// The number of each row, everywhere in its row of `size`.
+fn along(columns_b: &Tensor, size: &[i64]) -> Tensor {
+    let mut dims = vec![1; size.len()];
+    dims[0] = -1;
+    columns_b.view(&dims[..]).expand(size, false)
 }
 
 impl Input {
@@ -36,16 +97,38 @@ impl Input {
             valid_bt: None,
             lengths_b: None,
             prefixes: Vec::new(),
-            wanted_from: 0,
+            wanted: Wanted::All,
             spans_bt: None,
         }
     }
 
     /// The same, of which only the hidden states from this column on are wanted.
     #[must_use]
-    pub fn wanted_from(self, wanted_from: i64) -> Self {
+    pub fn wanted_from(self, column: i64) -> Self {
+        let wanted = match column {
+            0 => Wanted::All,
+            _ => Wanted::From(column),
+        };
+        Self { wanted, ..self }
+    }
+
+    /// The same, of which only the hidden states at the last token of each row are wanted; rows of these lengths are padded
+    /// on the right.
+    ///
+    /// # Panics
+    /// When there are not as many lengths as rows, or one is 0 or more than the columns.
+    #[must_use]
+    pub fn wanted_last(self, lengths: &[usize]) -> Self {
+        let size = self.ids_bt.size();
+        let fits = |length: &usize| (1..=size[1]).contains(&(*length as i64));
+        assert!(
+            lengths.len() as i64 == size[0] && lengths.iter().all(fits),
+            "rows of {lengths:?} tokens in {size:?}"
+        );
+        let last: Vec<i64> = lengths.iter().map(|length| *length as i64 - 1).collect();
+        let columns_b = Tensor::from_slice(&last).to_device(self.ids_bt.device());
         Self {
-            wanted_from,
+            wanted: Wanted::One(columns_b),
             ..self
         }
     }
@@ -116,17 +199,22 @@ impl Input {
         }
     }
 
-    /// Puts zeros before the hidden states that are wanted, `[b, t, d]`.
-    pub(crate) fn fill(&self, hidden: &Tensor) -> Tensor {
-        if self.wanted_from == 0 {
-            return hidden.shallow_clone();
+    /// The columns that are wanted, where they are not all.
+    pub(crate) fn wanted_columns(&self) -> Option<Wanted> {
+        let len = self.ids_bt.size()[1];
+        match &self.wanted {
+            Wanted::All => None,
+            Wanted::From(from) => {
+                assert!((1..len).contains(from), "columns from {from} of {len}");
+                Some(Wanted::From(*from))
+            }
+            one @ Wanted::One(_) => Some(one.shallow_clone()),
         }
-        let size = hidden.size();
-        let zeros = Tensor::zeros(
-            [size[0], self.wanted_from, size[2]],
-            (hidden.kind(), hidden.device()),
-        );
-        Tensor::cat(&[&zeros, hidden], 1)
+    }
+
+    /// Puts zeros where hidden states are not wanted, `[b, t, d]`.
+    pub(crate) fn fill(&self, hidden: &Tensor) -> Tensor {
+        self.wanted.among_zeros(hidden, self.ids_bt.size()[1])
     }
 
     /// Each token's position in the text, int64 `[b, t]` or `[1, t]`.
@@ -152,7 +240,7 @@ impl Input {
             valid_bt: self.valid_bt.as_ref().map(Tensor::shallow_clone),
             lengths_b: self.lengths_b.as_ref().map(Tensor::shallow_clone),
             prefixes: self.prefixes.clone(),
-            wanted_from: self.wanted_from,
+            wanted: self.wanted.shallow_clone(),
             spans_bt: self
                 .spans_bt
                 .as_ref()

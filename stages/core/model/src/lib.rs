@@ -43,7 +43,7 @@ pub mod weights;
 pub use cache::{CachedRow, KvCache};
 pub use checkpoint::{Checkpoint, write_folder};
 pub use error::ModelError;
-pub use input::Input;
+pub use input::{Input, Wanted};
 pub use losses::{response_logprobs, token_logprobs};
 pub use recipe::tensors::Head;
 pub use step::StepTables;

@@ -10,7 +10,7 @@
 use tch::Tensor;
 
 use crate::ModelError;
-use crate::context::Context;
+use crate::context::{Columns, Context};
 use crate::draw::seeded;
 use crate::input::Input;
 use crate::transformer::Model;
@@ -112,9 +112,11 @@ impl Tape {
             return Err(ModelError::NoGradient);
         }
         let (x_btd, y_btd) = self.norm;
-        // Columns before those that are wanted have none.
-        let wanted = y_btd.size()[1];
-        let grad = grad.narrow(1, grad.size()[1] - wanted, wanted);
+        // Columns that are not wanted have none.
+        let grad = match self.context.tail(Columns::Wanted) {
+            Some(tail) => tail.wanted.of(&grad, 1),
+            None => grad,
+        };
         torch_ext::backward(&[&y_btd], &[&grad])?;
         let mut grad = x_btd.grad();
         drop((x_btd, y_btd, self.hidden_btd));

@@ -175,7 +175,7 @@ impl Model {
 
     /// Hidden states after the final norm, `[b, t, d]` (`d`: the embedding's width), as one autograd graph where gradients are
     /// on (training goes through [`Model::record`] instead). Rows of padding hold finite numbers
-    /// without meaning, columns before [`Input::wanted_from`] zeros.
+    /// without meaning, columns that are not [wanted](Input::wanted) zeros.
     ///
     /// # Panics
     /// When the input is longer than the positions of the model.

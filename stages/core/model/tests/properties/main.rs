@@ -192,6 +192,54 @@ fn columns_that_are_not_wanted_change_nothing() {
     }
 }
 
+/// The same for one column of each row, where rewards are read.
+#[test]
+fn the_last_token_of_each_row_is_enough_for_its_score() {
+    for token in models() {
+        let model = token.to_scalar(3);
+        let (rows, label) = (rows(), format!("{:?}", model.shape.family));
+        let lengths: Vec<usize> = rows.iter().map(Vec::len).collect();
+        for checkpointing in [false, true] {
+            let options = RecordOptions {
+                checkpointing,
+                ..RECORD
+            };
+            let of = |input: Input| {
+                let mut scores = Tensor::new();
+                let grads = gradients(&model, |model| {
+                    let (hidden_btd, tape) = model.record(&input, &options);
+                    let scores_b = model.scalar_at_last(&hidden_btd, &lengths);
+                    let weights_b = Tensor::from_slice(&[0.5, -2.0, 3.0]);
+                    (&scores_b * weights_b).sum(None).backward();
+                    tape.backward(model).expect("backward pass");
+                    scores = scores_b.detach();
+                });
+                (scores, grads)
+            };
+            let (all_b, all_grads) = of(padded(&rows, false));
+            let (last_b, last_grads) = of(padded(&rows, false).wanted_last(&lengths));
+            assert_equal(&label, &last_b, &all_b);
+            for (name, grad) in last_grads {
+                assert_equal(&format!("{label} {name}"), &grad, &all_grads[&name]);
+            }
+        }
+        let hidden = |input: &Input| tch::no_grad(|| model.hidden(input));
+        let whole_btd = hidden(&padded(&rows, false));
+        let found_btd = hidden(&padded(&rows, false).wanted_last(&lengths));
+        for (row, length) in (0..).zip(&lengths) {
+            let last = *length as i64 - 1;
+            assert_equal(
+                &label,
+                &found_btd.get(row).get(last),
+                &whole_btd.get(row).get(last),
+            );
+            let others =
+                found_btd.get(row).abs().sum(None) - found_btd.get(row).get(last).abs().sum(None);
+            assert_equal(&label, &others, &others.zeros_like());
+        }
+    }
+}
+
 /// Copies in another order, and joined matrices, for every family: f32, since there are none in f64.
 #[test]
 fn a_model_for_inference_computes_the_same() {
