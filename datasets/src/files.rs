@@ -4,9 +4,11 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter};
 use std::path::{Path, PathBuf};
 
+use arrow::error::ArrowError;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{WriterProperties, WriterPropertiesBuilder};
 use runtime::files::write_whole;
@@ -73,28 +75,65 @@ pub fn write<R: Row>(path: &Path, rows: &[R]) -> Result<(), DataError> {
 /// As [`write`], and what `batches` says.
 pub(crate) fn write_batches<R: Row>(
     path: &Path,
-    mut batches: impl Iterator<Item = Result<Vec<R>, DataError>>,
+    batches: impl Iterator<Item = Result<Vec<R>, DataError>>,
+) -> Result<(), DataError> {
+    write_data(path, |file| {
+        let mut pending: Vec<R> = Vec::new();
+        let mut writer = RowsWriter::<R>::new(path, file)?;
+        for batch in batches {
+            pending.append(&mut batch?);
+            while pending.len() >= BATCH_ROWS {
+                let rest = pending.split_off(BATCH_ROWS);
+                writer.push(&std::mem::replace(&mut pending, rest))?;
+            }
+        }
+        writer.push(&pending)?;
+        writer.writer.close()?;
+        Ok(())
+    })
+}
+
+/// What can go wrong while a file of data is being written.
+pub(crate) enum WriteError {
+    /// With the file: `write_whole` reports it.
+    Io(io::Error),
+    /// With the data.
+    Data(Box<DataError>),
+}
+
+impl From<DataError> for WriteError {
+    fn from(error: DataError) -> Self {
+        Self::Data(Box::new(error))
+    }
+}
+
+impl From<ParquetError> for WriteError {
+    fn from(error: ParquetError) -> Self {
+        Self::Io(io::Error::other(error))
+    }
+}
+
+impl From<ArrowError> for WriteError {
+    fn from(error: ArrowError) -> Self {
+        Self::Io(io::Error::other(error))
+    }
+}
+
+/// [`write_whole`] of data that may itself be wrong.
+pub(crate) fn write_data(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<(), WriteError>,
 ) -> Result<(), DataError> {
     // `write_whole` knows only I/O errors; an error in the data waits here.
     let mut failure = None;
     let written = write_whole(path, |file| {
-        let mut pending: Vec<R> = Vec::new();
-        let mut writer = RowsWriter::<R>::new(path, file)?;
-        let mut write_all = || {
-            for batch in &mut batches {
-                pending.append(&mut batch?);
-                while pending.len() >= BATCH_ROWS {
-                    let rest = pending.split_off(BATCH_ROWS);
-                    writer.push(&std::mem::replace(&mut pending, rest))?;
-                }
+        write(file).map_err(|error| match error {
+            WriteError::Io(error) => error,
+            WriteError::Data(error) => {
+                failure = Some(*error);
+                io::Error::other("the data cannot be written")
             }
-            writer.push(&pending)
-        };
-        if let Err(error) = write_all() {
-            failure = Some(error);
-            return Err(io::Error::other("the data cannot be written"));
-        }
-        writer.writer.close().map(drop).map_err(io::Error::other)
+        })
     });
     match failure {
         Some(error) => Err(error),
@@ -113,15 +152,14 @@ struct RowsWriter<'a, R> {
 }
 
 impl<'a, R: Row> RowsWriter<'a, R> {
-    fn new(path: &'a Path, file: &'a mut BufWriter<File>) -> io::Result<Self> {
+    fn new(path: &'a Path, file: &'a mut BufWriter<File>) -> Result<Self, WriteError> {
         let properties = writer_properties(R::KIND.file_stem())
             .set_max_row_group_row_count(Some(GROUP_ROWS))
             .build();
-        let schema = R::encode(&[]).map_err(io::Error::other)?.schema();
-        let writer = ArrowWriter::try_new(file, schema, Some(properties));
+        let schema = R::encode(&[])?.schema();
         Ok(Self {
             path,
-            writer: writer.map_err(io::Error::other)?,
+            writer: ArrowWriter::try_new(file, schema, Some(properties))?,
             num_rows: 0,
             rows: std::marker::PhantomData,
         })

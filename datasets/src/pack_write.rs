@@ -1,20 +1,17 @@
 //! Writing the token cache: tokenized in parallel, streamed, never whole in memory.
 
 use std::fs::File;
-use std::io::{self, BufWriter};
+use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, FixedSizeListArray, RecordBatch, UInt16Array, UInt32Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
-use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use runtime::files::write_whole;
 
 use crate::error::{DataError, TokenizerError};
-use crate::files::writer_properties;
+use crate::files::{WriteError, write_data, writer_properties};
 use crate::parallel;
 use crate::rows::Text;
 use crate::split::{Split, split_batches};
@@ -57,32 +54,6 @@ impl Packed {
 /// A token, and the UTF-8 bytes of text behind it.
 type Token = (u32, u32);
 
-/// What can go wrong while a file is being written.
-enum WriteError {
-    /// With the cache: `write_whole` reports it.
-    Io(io::Error),
-    /// With the data.
-    Data(Box<DataError>),
-}
-
-impl From<DataError> for WriteError {
-    fn from(error: DataError) -> Self {
-        Self::Data(Box::new(error))
-    }
-}
-
-impl From<ParquetError> for WriteError {
-    fn from(error: ParquetError) -> Self {
-        Self::Io(io::Error::other(error))
-    }
-}
-
-impl From<ArrowError> for WriteError {
-    fn from(error: ArrowError) -> Self {
-        Self::Io(io::Error::other(error))
-    }
-}
-
 /// Tokenizes one part of a text dataset into `path`.
 pub(crate) fn write_rows(
     path: &Path,
@@ -97,22 +68,9 @@ pub(crate) fn write_rows(
             source,
         })?;
     }
-    // `write_whole` knows only I/O errors; an error in the data waits here.
-    let mut failure = None;
-    let written = write_whole(path, |file| {
-        let attempt = pack_into(file, texts_path, split, tokenizer, context);
-        attempt.map_err(|error| match error {
-            WriteError::Io(error) => error,
-            WriteError::Data(error) => {
-                failure = Some(*error);
-                io::Error::other("the data cannot be packed")
-            }
-        })
-    });
-    match failure {
-        Some(error) => Err(error),
-        None => Ok(written?),
-    }
+    write_data(path, |file| {
+        pack_into(file, texts_path, split, tokenizer, context)
+    })
 }
 
 fn pack_into(

@@ -13,6 +13,7 @@ use judge::likelihood::{of_responses, truncated};
 use model::{Input, Model};
 use recipe::plan::EosRule;
 use tch::{Device, Kind, Tensor};
+use torch_ext::wide_kind;
 
 use crate::PpoError;
 use crate::advantage::{Moments, gae, token_rewards, whiten};
@@ -292,7 +293,7 @@ pub fn to_batch(
     whitening: Option<&Moments>,
 ) -> EpisodeBatch {
     let (input, response_start) = model_input(episodes, pad_id, model);
-    let options = (number_kind(model), model.device());
+    let options = (wide_kind(model.kind()), model.device());
     let column = |f: fn(&Episode) -> &[f64]| {
         response_tensor(episodes, f)
             .to_device(options.1)
@@ -312,15 +313,6 @@ pub fn to_batch(
         values_br: column(|e| &e.values),
         returns_br: column(|e| &e.returns),
         mask_br,
-    }
-}
-
-/// Losses are computed in f32 at least.
-fn number_kind(model: &Model) -> Kind {
-    if model.kind() == Kind::Double {
-        Kind::Double
-    } else {
-        Kind::Float
     }
 }
 

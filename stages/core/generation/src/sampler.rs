@@ -4,7 +4,7 @@
 
 use model::Model;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{Cuts, LARGEST_DEVICE_VOCABULARY, device_sample, has_device_kernels};
+use torch_ext::{Cuts, LARGEST_DEVICE_VOCABULARY, device_sample, has_device_kernels, wide_kind};
 
 use crate::options::SamplingOptions;
 
@@ -102,12 +102,12 @@ fn log_distribution(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
     if options.greedy {
         return plain_log_distribution(logits_bv);
     }
-    cut(logits_bv, options).log_softmax(-1, wide_kind(logits_bv))
+    cut(logits_bv, options).log_softmax(-1, wide_kind(logits_bv.kind()))
 }
 
 /// Logits divided by the temperature, in f32 (f64 for f64 logits); those of excluded tokens are -inf.
 fn cut(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
-    let logits_bv = logits_bv.to_kind(wide_kind(logits_bv));
+    let logits_bv = logits_bv.to_kind(wide_kind(logits_bv.kind()));
     let is_plain = (options.temperature - 1.0).abs() == 0.0;
     let mut logits_bv = if is_plain {
         logits_bv
@@ -125,15 +125,7 @@ fn cut(logits_bv: &Tensor, options: &SamplingOptions) -> Tensor {
 
 /// The plain log-softmax, in f32 (f64 for f64 logits).
 pub(crate) fn plain_log_distribution(logits_bv: &Tensor) -> Tensor {
-    logits_bv.log_softmax(-1, wide_kind(logits_bv))
-}
-
-fn wide_kind(logits_bv: &Tensor) -> Kind {
-    if logits_bv.kind() == Kind::Double {
-        Kind::Double
-    } else {
-        Kind::Float
-    }
+    logits_bv.log_softmax(-1, wide_kind(logits_bv.kind()))
 }
 
 /// Excludes what is less likely than the k-th likeliest token.

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use recipe::lora::{LORA_A, LORA_B, LoraPlan};
 use recipe::tensors::{Head, SCALAR_HEAD};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
+use torch_ext::wide_kind;
 
 use crate::ModelError;
 use crate::draw::draw;
@@ -67,10 +68,7 @@ impl LowRank {
     /// The weight of the matrix with the adapter in it, in the weight's type and layout. The sum is made in
     /// f32 at least.
     fn merged(&self, weight: &Tensor, in_out: bool) -> Tensor {
-        let wide = match weight.kind() {
-            Kind::Double => Kind::Double,
-            _ => Kind::Float,
-        };
+        let wide = wide_kind(weight.kind());
         let there = |tensor: &Tensor| tensor.to_device(weight.device()).to_kind(wide);
         let (a_ri, b_or) = (there(&self.a_ri), there(&self.b_or));
         let delta_oi = b_or.matmul(&a_ri) * self.scale;

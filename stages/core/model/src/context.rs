@@ -4,7 +4,7 @@
 
 use recipe::shape::Positions;
 use tch::{Kind, Tensor};
-use torch_ext::CACHE_BLOCK;
+use torch_ext::{CACHE_BLOCK, wide_kind};
 
 use crate::attention::{Mask, Span, alibi_bias};
 use crate::cached::CachedSpan;
@@ -130,10 +130,7 @@ impl Model {
             let keys = columns * CACHE_BLOCK as i64;
             let keys_s = Tensor::arange(keys, (Kind::Int64, self.device()));
             let bias_hs = alibi_bias(&keys_s, shape.heads, shape.head_dim, self.kind());
-            match self.kind() {
-                Kind::Double => bias_hs,
-                _ => bias_hs.to_kind(Kind::Float),
-            }
+            bias_hs.to_kind(wide_kind(self.kind()))
         })
     }
 

@@ -3,7 +3,8 @@
 //! Shape suffixes: b rows, t positions, s any stretch of positions, r response positions, d width,
 //! n rows times positions, v vocabulary, c a chunk of n.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
+use torch_ext::wide_kind;
 
 use crate::transformer::Model;
 
@@ -60,11 +61,7 @@ fn token_logprobs_bounded(
 #[expect(clippy::float_cmp, reason = "at exactly 1 there is nothing to divide")]
 fn scaled_logits(model: &Model, hidden: &Tensor, temperature: f64) -> Tensor {
     let logits = model.logits(hidden);
-    let precise = if logits.kind() == Kind::Double {
-        logits
-    } else {
-        logits.to_kind(Kind::Float)
-    };
+    let precise = logits.to_kind(wide_kind(logits.kind()));
     if temperature == 1.0 {
         precise
     } else {
@@ -103,7 +100,7 @@ fn response_len(len: i64, response_start: i64) -> i64 {
 mod tests {
     use recipe::families::Sizes;
     use recipe::shape::{Family, ModelShape};
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
     use crate::Head;

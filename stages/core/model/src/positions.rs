@@ -6,7 +6,7 @@ use std::f64::consts::PI;
 
 use recipe::shape::{RopeScaling, Rotary, Yarn};
 use tch::{Device, Kind, Tensor};
-use torch_ext::is_fusible;
+use torch_ext::{is_fusible, wide_kind};
 
 /// Rotary position embedding (Su et al. 2021): `x cos + rotate(x) sin` of the first numbers of a head,
 /// where `rotate` takes pairs of numbers a half apart (Llama), or of neighbours (GLM).
@@ -27,11 +27,7 @@ impl Rotation {
         lengths_b: Option<&Tensor>,
         kind: Kind,
     ) -> Self {
-        let precise = if kind == Kind::Double {
-            Kind::Double
-        } else {
-            Kind::Float
-        };
+        let precise = wide_kind(kind);
         let theta = match rotary.scaling {
             RopeScaling::Dynamic { factor, original } => {
                 let lengths_b = lengths_b

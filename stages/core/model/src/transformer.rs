@@ -8,7 +8,7 @@ use recipe::arithmetic::PACKED_BYTES;
 use recipe::shape::{ModelShape, Positions};
 use recipe::tensors::{Head, SCALAR_HEAD, tensors};
 use tch::{Device, Kind, Tensor};
-use torch_ext::PackedMatrix;
+use torch_ext::{PackedMatrix, wide_kind};
 
 use crate::block::{Block, Norm, Params};
 use crate::draw::draw;
@@ -212,11 +212,7 @@ impl Model {
         let raw = hidden
             .linear(&self.output_vd, None::<Tensor>)
             .squeeze_dim(-1);
-        if raw.kind() == Kind::Double {
-            raw
-        } else {
-            raw.to_kind(Kind::Float)
-        }
+        raw.to_kind(wide_kind(raw.kind()))
     }
 
     /// [`Self::scalar`] at the last token of each right-padded row, `[b]`: where a reward is read.

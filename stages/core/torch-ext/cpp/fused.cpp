@@ -59,8 +59,8 @@ RLHF_INLINE void norm_rows(const Norm<T>& norm, T* y, A* scales, int64_t begin, 
   }
 }
 
-// With h = g w:  dx = r (h - x r^2 mean(h x)),  dw = sum over rows of g x r.
-template <typename T, typename A>
+// With h = g w:  dx = r (h - x r^2 mean(h x)),  dw = sum over rows of g x r, where the weight is trained.
+template <bool kTrained, typename T, typename A>
 RLHF_INLINE void norm_back(const Norm<T>& norm, const T* grad, const A* scales, T* grad_x,
                            A* grad_weight, int64_t begin, int64_t end) {
   using V = typename rlhf::Wide<T>::Vector;
@@ -72,7 +72,9 @@ RLHF_INLINE void norm_back(const Norm<T>& norm, const T* grad, const A* scales, 
     each_vector(norm.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       const V gx = take(g + i, count) * take(x + i, count);
       products += gx * take(norm.weight + i, count);
-      put(grad_weight + i, take(grad_weight + i, count) + gx * scale, count);
+      if constexpr (kTrained) {
+        put(grad_weight + i, take(grad_weight + i, count) + gx * scale, count);
+      }
     });
     const A shift = rlhf::sum(products) / A(norm.d) * scale * scale;
     each_vector(norm.d, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
@@ -135,7 +137,11 @@ RLHF_INLINE void rotate_rows(const Rotation<T>& it, T* y, float sign, int64_t be
   RLHF_CLONES void norm_back_of(const Norm<T>& norm, const T* grad,                                 \
                                 const rlhf::Wide<T>::Scalar* scales, T* grad_x,                     \
                                 rlhf::Wide<T>::Scalar* grad_weight, int64_t begin, int64_t end) {   \
-    norm_back(norm, grad, scales, grad_x, grad_weight, begin, end);                                 \
+    if (grad_weight != nullptr) {                                                                   \
+      norm_back<true>(norm, grad, scales, grad_x, grad_weight, begin, end);                         \
+    } else {                                                                                        \
+      norm_back<false>(norm, grad, scales, grad_x, grad_weight, begin, end);                        \
+    }                                                                                               \
   }                                                                                                 \
   RLHF_CLONES void rotate_rows_of(const Rotation<T>& rotation, T* y, float sign, int64_t begin,     \
                                   int64_t end) {                                                    \
@@ -180,7 +186,11 @@ struct RmsNorm : public torch::autograd::Function<RmsNorm> {
     const at::Tensor grad = grads[0].contiguous();
     const int64_t d = weight_d.numel(), rows = x.numel() / d;
     at::Tensor grad_x = at::empty_like(x);
-    at::Tensor parts = at::zeros({kParts, d}, wide(x));
+    const bool trained = context->needs_input_grad(1);
+    at::Tensor parts;
+    if (trained) {
+      parts = at::zeros({kParts, d}, wide(x));
+    }
     with_type(x, "rms_norm", [&](auto zero) {
       using T = decltype(zero);
       using A = typename rlhf::Wide<T>::Scalar;
@@ -188,14 +198,14 @@ struct RmsNorm : public torch::autograd::Function<RmsNorm> {
       const T* from = grad.const_data_ptr<T>();
       const A* of_rows = scales.const_data_ptr<A>();
       T* to = grad_x.mutable_data_ptr<T>();
-      A* sums = parts.mutable_data_ptr<A>();
+      A* sums = trained ? parts.mutable_data_ptr<A>() : nullptr;
       rlhf::for_each_task(kParts, [&](int64_t part) {
-        norm_back_of(norm, from, of_rows, to, sums + part * d, rows * part / kParts,
-                     rows * (part + 1) / kParts);
+        norm_back_of(norm, from, of_rows, to, trained ? sums + part * d : nullptr,
+                     rows * part / kParts, rows * (part + 1) / kParts);
       });
     });
     at::Tensor grad_weight;
-    if (context->needs_input_grad(1)) {
+    if (trained) {
       grad_weight = parts.sum(0).to(weight_d.scalar_type());
     }
     return {grad_x, grad_weight, Variable()};

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::TorchError;
 use crate::ffi::{self, check};
+use crate::kind::wide_kind;
 use crate::ops::{argument, describe};
 
 /// Positions of a block.
@@ -216,11 +217,7 @@ pub(crate) fn validate(
         let expected = format!("{} blocks, which the rows name", extent.blocks);
         return refuse("keys", keys, &expected);
     }
-    let wide = if kind == Kind::Double {
-        kind
-    } else {
-        Kind::Float
-    };
+    let wide = wide_kind(kind);
     let fits = |bias: &Tensor| {
         let size = bias.size();
         let covers = size.len() == 2 && size[0] == q[1] && size[1] >= extent.longest;

@@ -9,7 +9,7 @@
 //! **Architecture invariant.** The only crate with `unsafe` and C++; its face is safe. It knows
 //! libtorch and nothing of models, data or training.
 //!
-//! Reading order: `error`, `ffi` (every foreign declaration), `ops`, `quantized`, `fused`, `packed`, `cached_attention`, `sample`,
+//! Reading order: `error`, `ffi` (every foreign declaration), `ops`, `kind`, `quantized`, `fused`, `packed`, `cached_attention`, `sample`,
 //! `kernels`, `device_attention`, `bytes`, `device`, `cuda`, `graph`.
 //! The C++ lies in `cpp/`: operators for the CPU, and the border to those for GPUs (`device.h`), which are a library of
 //! their own (`cpp/cuda`). Their kernels also compile for the CPU, where tests run them (`cpp/cuda/emulate.h`).
@@ -25,6 +25,7 @@ mod ffi;
 mod fused;
 mod graph;
 mod kernels;
+mod kind;
 mod library;
 mod ops;
 mod packed;
@@ -39,6 +40,7 @@ pub use error::TorchError;
 pub use fused::{RowNorm, gelu_tanh, is_fusible, rotate, swiglu};
 pub use graph::Graph;
 pub use kernels::{has_device_kernels, is_plain, use_emulated_kernels, use_plain_operators};
+pub use kind::wide_kind;
 pub use library::{libtorch_dir, libtorch_version, set_threads};
 pub use ops::{AdamWStep, backward, fused_adamw, token_logprobs};
 pub use packed::PackedMatrix;

@@ -5,7 +5,8 @@
 
 use model::{Input, Model, RecordOptions};
 use recipe::arithmetic::LOGIT_CHUNK_BYTES;
-use tch::{Device, Kind, Reduction, Tensor, no_grad, with_grad};
+use tch::{Device, Reduction, Tensor, no_grad, with_grad};
+use torch_ext::wide_kind;
 
 use crate::error::TrainerError;
 
@@ -74,12 +75,7 @@ fn chunks(num_targets: i64, length: i64) -> impl Iterator<Item = (i64, i64)> {
 /// Sum of `-ln p(ids_c)`, a scalar in f32 (f64 for f64 models).
 fn nll_sum(model: &Model, hidden_cd: &Tensor, ids_c: &Tensor) -> Tensor {
     let logits_cv = model.logits(hidden_cd);
-    let wide = if logits_cv.kind() == Kind::Double {
-        Kind::Double
-    } else {
-        Kind::Float
-    };
-    let logits_cv = logits_cv.to_kind(wide);
+    let logits_cv = logits_cv.to_kind(wide_kind(logits_cv.kind()));
     logits_cv.cross_entropy_loss::<Tensor>(ids_c, None, Reduction::Sum, -100, 0.0)
 }
 

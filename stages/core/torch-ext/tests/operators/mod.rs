@@ -234,6 +234,28 @@ fn values_and_gradients_are_those_of_the_plain_operators() {
 }
 
 #[test]
+fn a_frozen_weight_of_a_norm_gets_no_gradient() {
+    let _turn = crate::begin();
+    tch::manual_seed(3);
+    let (x, weight) = (random(&[70, 24]), random(&[24]));
+    let [trained, frozen] = [true, false].map(|trained| {
+        let x = x.copy().set_requires_grad(true);
+        let weight = weight.copy().set_requires_grad(trained);
+        let row_norm = RowNorm {
+            weight_d: &weight,
+            bias_d: None,
+            eps: 1e-5,
+            centred: false,
+        };
+        let y = row_norm.of(&x).expect("a norm");
+        y.square().sum(None).backward();
+        [x.grad(), weight.grad()]
+    });
+    assert!(trained[0].equal(&frozen[0]));
+    assert!(trained[1].defined() && !frozen[1].defined());
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let _turn = crate::begin();
     let x = random(&[2, 3, 4, 8]);
