@@ -19,6 +19,7 @@ mod long_context;
 mod lora;
 mod model_files;
 mod objectives;
+mod one_trunk;
 mod own_tokenizer;
 mod plain;
 mod process;

@@ -20,6 +20,8 @@ pub struct Models {
     pub reference: Model,
     /// The critic, which reads the policy's ids ([`PpoPlan::value_start`]).
     pub value: Model,
+    /// All of the critic but its head is the policy itself.
+    pub value_on_trunk: bool,
     /// Reward models; their weighted sum is the score.
     pub rewards: Vec<RewardModel>,
     /// The tokenizer of policy, reference and value model.
@@ -40,7 +42,8 @@ impl Models {
     /// Loads them as the plan says.
     ///
     /// With adapters no weights are copied: the reference is the policy's weights without its adapters, and
-    /// the value model has adapters and a head of its own on the weights that it starts from.
+    /// the value model has adapters and a head of its own on the weights that it starts from. A value model that
+    /// shares the policy's trunk has a head alone, with adapters or without.
     ///
     /// # Errors
     /// Where a checkpoint cannot be read or does not fit.
@@ -61,45 +64,54 @@ impl Models {
                 own_tokenizer: source.own_tokenizer.then_some(reward_tokenizer),
             });
         }
-        let value_start = plan.value_start().map(|index| (index, &plan.reward[index]));
-        let own_weights = |model: Model| match plan.lora {
-            Some(_) => model,
-            None => model.deep_copy(),
+        let reference = match (&plan.lora, plan.reference_quantize) {
+            (Some(_), _) => policy.share(),
+            (None, None) => policy.deep_copy(),
+            (None, quantize) => ctx.load_frozen(&plan.model, quantize)?.model,
         };
-        let value = match value_start {
-            // Codes are not trained.
-            Some((_, source)) if plan.lora.is_none() && source.quantize.is_some() => {
-                ctx.load_checkpoint(&source.model)?.model
-            }
-            Some((index, _)) => own_weights(rewards[index].judge.model().fork()),
-            None => own_weights(policy.to_value()),
-        };
-        let (policy, reference, value) = match &plan.lora {
-            None => {
-                let reference = match plan.reference_quantize {
-                    None => policy.deep_copy(),
-                    quantize => ctx.load_frozen(&plan.model, quantize)?.model,
-                };
-                (policy, reference, value)
-            }
-            Some(lora) => {
-                let reference = policy.share();
-                let own = (!lora.share_backbone).then_some(&lora.value);
-                let source = value_start.map_or(&plan.model, |(_, source)| &source.model);
-                let value = ctx.adapt(value, own, source, "value adapters");
-                let adapters = Some(&lora.policy);
-                let policy = ctx.adapt(policy, adapters, &plan.model, "policy adapters");
-                (policy, reference, value)
-            }
+        let adapters = plan.lora.as_ref().map(|lora| &lora.policy);
+        let policy = ctx.adapt(policy, adapters, &plan.model, "policy adapters");
+        let value_on_trunk = plan.vf_coef.is_some();
+        let value = if value_on_trunk {
+            policy.to_value()
+        } else {
+            let start = adapters.map_or(&policy, |_| &reference);
+            value_model(ctx, plan, &rewards, start)?
         };
         Ok(Self {
             policy,
             reference,
             value,
+            value_on_trunk,
             rewards,
             tokenizer,
         })
     }
+}
+
+/// A value model of its own; `policy` is the policy's start, without adapters.
+fn value_model(
+    ctx: &StageContext,
+    plan: &PpoPlan,
+    rewards: &[RewardModel],
+    policy: &Model,
+) -> Result<Model, PpoError> {
+    let start = plan.value_start().map(|index| (index, &plan.reward[index]));
+    let own_weights = |model: Model| match plan.lora {
+        Some(_) => model,
+        None => model.deep_copy(),
+    };
+    let value = match start {
+        // Codes are not trained.
+        Some((_, source)) if plan.lora.is_none() && source.quantize.is_some() => {
+            ctx.load_checkpoint(&source.model)?.model
+        }
+        Some((index, _)) => own_weights(rewards[index].judge.model().fork()),
+        None => own_weights(policy.to_value()),
+    };
+    let own = plan.lora.as_ref().filter(|lora| !lora.share_backbone);
+    let source = start.map_or(&plan.model, |(_, source)| &source.model);
+    Ok(ctx.adapt(value, own.map(|lora| &lora.value), source, "value adapters"))
 }
 
 /// A reward model and its tokenizer: its adapters on the policy's weights where the backbone is shared, else

@@ -3,7 +3,8 @@
 //! In: an SFT checkpoint (policy and reference), reward models (the first that reads the policy's ids is
 //! also where the value model starts; one with a tokenizer of its own is shown the text), prompts, and
 //! text for PPO-ptx. Out: `final/` (the policy, or its moving average),
-//! `final-raw/` where the average is on, `final/value/`, every iteration's rollouts in Parquet, and
+//! `final-raw/` where the average is on, `final/value/` (also where it is a head on the policy's trunk: a model that can
+//! be read alone), every iteration's rollouts in Parquet, and
 //! the metrics.
 //!
 //! *Architecture invariant*: this crate knows of no other stage; how a batch is padded, sampled,
@@ -11,9 +12,10 @@
 //! (seed, episode, token), so a run that was killed goes on as if it had not been.
 //!
 //! Reading order: [`run`] (the loop: collect, score, shape, estimate, update, observe), [`rollout`],
-//! [`advantage`], [`update`], [`loss`], [`evaluate`], [`record`].
+//! [`advantage`], [`update`], [`backward`], [`loss`], [`evaluate`], [`record`].
 
 pub mod advantage;
+pub mod backward;
 pub mod data;
 mod error;
 pub mod evaluate;

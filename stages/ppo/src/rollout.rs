@@ -112,7 +112,8 @@ pub struct EpisodeBatch {
     pub returns_br: Tensor,
 }
 
-/// Samples one response per prompt; `first_episode` is the number of the first.
+/// Samples one response per prompt; `first_episode` is the number of the first. Where values come from a head on the
+/// policy's trunk, the pass that samples gives them, too.
 ///
 /// # Errors
 /// Where sampling or decoding fails.
@@ -130,7 +131,11 @@ pub fn collect(
             episode,
         })
         .collect();
-    let samples = generation::generate(&models.policy, &requests, options)?;
+    let samples = if models.value_on_trunk {
+        generation::generate_with_values(&models.policy, &models.value, &requests, options)?
+    } else {
+        generation::generate(&models.policy, &requests, options)?
+    };
     let with_prompts = prompts.iter().zip(first_episode..).zip(samples);
     with_prompts
         .map(|((prompt, episode), sample)| new_episode(models, prompt, episode, sample))
@@ -143,6 +148,7 @@ fn new_episode(
     episode: u64,
     sample: Sample,
 ) -> Result<Episode, PpoError> {
+    let shift = models.value.reward_shift;
     Ok(Episode {
         id: prompt.id.clone(),
         prompt: prompt.messages.clone(),
@@ -154,10 +160,10 @@ fn new_episode(
         score_index: sample.output_ids.len().saturating_sub(1),
         response_ids: sample.output_ids,
         logprobs: sample.logprobs,
+        values: sample.values.iter().map(|v| v + shift).collect(),
         score_raw: 0.0,
         score: 0.0,
         reference_logprobs: Vec::new(),
-        values: Vec::new(),
         rewards: Vec::new(),
         advantages: Vec::new(),
         returns: Vec::new(),
@@ -227,7 +233,7 @@ pub fn reference_logprobs(
     }
 }
 
-/// Values before each response token.
+/// Values before each response token, by a value model of its own.
 pub fn values(models: &Models, episodes: &mut [Episode], micro_batch: usize) {
     let rows = of_responses(
         &models.value,

@@ -1,5 +1,6 @@
 //! The loop: collect, score, shape, estimate, update, observe.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use datasets::Split;
@@ -78,17 +79,7 @@ pub fn run(ctx: &StageContext, plan: &PpoPlan) -> Result<Outcome, PpoError> {
 impl<'a> Ppo<'a> {
     fn open(ctx: &'a StageContext, plan: &'a PpoPlan) -> Result<Self, PpoError> {
         let models = Models::load(ctx, plan)?;
-        let updates_per_iteration = plan.inner_epochs * plan.batch / plan.minibatch;
-        let updates = plan.iterations * updates_per_iteration as u64;
-        let stepper = |model, optimizer| {
-            Stepper::new(model, optimizer, updates).with_nonfinite_skip(plan.nonfinite_skip)
-        };
-        let policy = stepper(&models.policy, &plan.policy_optimizer);
-        let mut steppers = Steppers {
-            ema: plan.ema.map(|decay| Ema::new(&policy, decay)),
-            value: stepper(&models.value, &plan.value_optimizer),
-            policy,
-        };
+        let mut steppers = Steppers::new(plan, &models);
         let state = restore(ctx, &mut steppers)?.unwrap_or_else(|| State {
             iteration: 0,
             kl: KlController::new(plan.kl),
@@ -144,7 +135,9 @@ impl<'a> Ppo<'a> {
             plan.sampling.temperature,
             micro_batch,
         );
-        rollout::values(models, &mut episodes, micro_batch);
+        if !models.value_on_trunk {
+            rollout::values(models, &mut episodes, micro_batch);
+        }
         rollout::estimate(&mut episodes, self.state.kl.coef, plan.gamma, plan.lambda);
         metrics.insert("time/score", started.elapsed().as_secs_f64());
         Ok(episodes)
@@ -226,9 +219,15 @@ impl<'a> Ppo<'a> {
             .map(|reward| of(reward.judge.model()))
             .sum();
         let inner_epochs = self.plan.inner_epochs as f64;
-        let forward = of(&models.policy) + of(&models.reference) + rewards + of(&models.value);
         let train = |model: &Model| model.training_flops_per_token(context);
-        let updates = inner_epochs * (train(&models.policy) + train(&models.value));
+        // A head on the policy's trunk has no passes of its own.
+        let (value, train_value) = if models.value_on_trunk {
+            (0.0, 0.0)
+        } else {
+            (of(&models.value), train(&models.value))
+        };
+        let forward = of(&models.policy) + of(&models.reference) + rewards + value;
+        let updates = inner_epochs * (train(&models.policy) + train_value);
         let pretraining = self.plan.ptx.as_ref().map_or(0.0, |ptx| {
             let tokens = self.plan.batch * ptx.sequences_per_episode * ptx.context;
             let per_token = models.policy.training_flops_per_token(ptx.context);
@@ -251,20 +250,18 @@ impl<'a> Ppo<'a> {
     }
 
     fn save(&mut self) -> Result<(), PpoError> {
-        let parts = [
-            SnapshotPart {
-                name: "policy",
-                model: &self.models.policy,
-                stepper: &self.steppers.policy,
-                ema: self.steppers.ema.as_ref(),
-            },
-            SnapshotPart {
-                name: "value",
-                model: &self.models.value,
-                stepper: &self.steppers.value,
-                ema: None,
-            },
-        ];
+        let mut parts = vec![SnapshotPart {
+            name: "policy",
+            model: &self.models.policy,
+            stepper: &self.steppers.policy,
+            ema: self.steppers.ema.as_ref(),
+        }];
+        parts.extend(self.steppers.value.as_ref().map(|stepper| SnapshotPart {
+            name: "value",
+            model: &self.models.value,
+            stepper,
+            ema: None,
+        }));
         self.ctx.save(
             self.state.iteration,
             &parts,
@@ -275,7 +272,8 @@ impl<'a> Ppo<'a> {
         Ok(())
     }
 
-    /// `final/` holds the moving average where it is on, and the weights as they are in `final-raw/`.
+    /// `final/` holds the moving average where it is on, and the weights as they are in `final-raw/`. `value/` is a whole
+    /// model also where it shares the policy's trunk: it is then that policy's, averaged with it.
     fn finish(self) -> Result<Outcome, PpoError> {
         let Self {
             ctx,
@@ -289,11 +287,20 @@ impl<'a> Ppo<'a> {
         if let Some(ema) = &steppers.ema {
             let raw = ctx.manifest("checkpoint", plan.iterations);
             let raw_dir = final_dir.with_file_name("final-raw");
-            trainer::finish(&raw_dir, &models.policy, &[], &models.tokenizer, raw)?;
+            let value = models.value_on_trunk.then_some(("value", &models.value));
+            let further = value.as_slice();
+            trainer::finish(&raw_dir, &models.policy, further, &models.tokenizer, raw)?;
             ema.apply(&mut models.policy);
+            if models.value_on_trunk {
+                ema.apply(&mut models.value);
+            }
         }
         let weights = if steppers.ema.is_some() { "ema" } else { "raw" };
         manifest.notes.insert("weights".to_owned(), weights.into());
+        if models.value_on_trunk {
+            let trunk = "the policy's, under a head of its own";
+            manifest.notes.insert("value".to_owned(), trunk.into());
+        }
         let further = [("value", &models.value)];
         trainer::finish(
             &final_dir,
@@ -306,20 +313,46 @@ impl<'a> Ppo<'a> {
     }
 }
 
+impl Steppers {
+    /// Fresh optimizers. Where values come from a head on the policy's trunk, one trains both.
+    fn new(plan: &PpoPlan, models: &Models) -> Self {
+        let updates_per_iteration = plan.inner_epochs * plan.batch / plan.minibatch;
+        let updates = plan.iterations * updates_per_iteration as u64;
+        let stepper = |trained: &[&Model], optimizer| {
+            let mut params = BTreeMap::new();
+            for model in trained {
+                model.set_trainable(true);
+                params.extend(model.trainable());
+            }
+            Stepper::for_params(&params, optimizer, updates)
+                .with_nonfinite_skip(plan.nonfinite_skip)
+        };
+        let mut with_policy = vec![&models.policy];
+        if models.value_on_trunk {
+            with_policy.push(&models.value);
+        }
+        let policy = stepper(&with_policy, &plan.policy_optimizer);
+        let value = plan.value_optimizer.as_ref();
+        Self {
+            ema: plan.ema.map(|decay| Ema::new(&policy, decay)),
+            value: value.map(|optimizer| stepper(&[&models.value], optimizer)),
+            policy,
+        }
+    }
+}
+
 /// Brings models and optimizers to the state of the latest snapshot.
 fn restore(ctx: &StageContext, steppers: &mut Steppers) -> Result<Option<State>, PpoError> {
     let ema = steppers.ema.as_mut();
-    let mut parts = [
-        RestorePart {
-            name: "policy",
-            stepper: &mut steppers.policy,
-            ema,
-        },
-        RestorePart {
-            name: "value",
-            stepper: &mut steppers.value,
-            ema: None,
-        },
-    ];
+    let mut parts = vec![RestorePart {
+        name: "policy",
+        stepper: &mut steppers.policy,
+        ema,
+    }];
+    parts.extend(steppers.value.as_mut().map(|stepper| RestorePart {
+        name: "value",
+        stepper,
+        ema: None,
+    }));
     Ok(ctx.restore(&mut parts)?)
 }

@@ -3,22 +3,22 @@
 use datasets::loader::Order;
 use model::RecordOptions;
 use recipe::plan::PpoPlan;
-use tch::{Kind, Tensor, no_grad};
-use trainer::{Ema, PretrainText, StageContext, Stepper};
+use tch::{Kind, Tensor};
+use trainer::{Ema, LmOptions, PretrainText, StageContext, Stepper, lm_backward};
 
 use crate::PpoError;
 use crate::advantage::Moments;
+use crate::backward::{Done, PolicyPass, Terms, ValueHead, policy_backward, value_backward};
 use crate::data::Models;
-use crate::loss::{policy_loss, value_loss};
-use crate::rollout::{Episode, EpisodeBatch, response_values, to_batch};
+use crate::rollout::{Episode, EpisodeBatch, to_batch};
 
 /// The optimizers, and the moving average where it is on.
 pub struct Steppers {
-    /// The policy's optimizer.
+    /// The policy's optimizer, and that of a value head on its trunk.
     pub policy: Stepper,
-    /// The value model's optimizer.
-    pub value: Stepper,
-    /// The policy's moving average.
+    /// The optimizer of a value model of its own.
+    pub value: Option<Stepper>,
+    /// The moving average of what the policy's optimizer trains.
     pub ema: Option<Ema>,
 }
 
@@ -36,6 +36,7 @@ pub struct Report {
     ptx_updates: f64,
     grad_norm: f64,
     value_grad_norm: f64,
+    value_updates: f64,
     updates: f64,
     lr: f64,
     skipped: u64,
@@ -81,115 +82,95 @@ pub fn update(
             (episode.response_ids.len(), episode.prompt_ids.len())
         });
         let episodes: Vec<Episode> = chosen.iter().map(|i| lesson.episodes[*i].clone()).collect();
-        policy_update(lesson, models, steppers, &episodes, index, &mut report)?;
-        value_update(lesson, models, steppers, &episodes, index, &mut report)?;
+        backward(lesson, models, steppers, &episodes, &mut report)?;
+        pretraining_backward(lesson, models, &mut steppers.policy, index, &mut report)?;
+        step(lesson, steppers, &episodes, index, &mut report)?;
         report.updates += 1.0;
     }
-    report.skipped = steppers.policy.skipped() + steppers.value.skipped();
+    let value = steppers.value.as_ref().map_or(0, Stepper::skipped);
+    report.skipped = steppers.policy.skipped() + value;
     Ok(report)
 }
 
-fn policy_update(
+/// Adds the gradients of a minibatch. Each model goes over each micro-batch once.
+fn backward(
     lesson: &Lesson,
     models: &Models,
     steppers: &mut Steppers,
     episodes: &[Episode],
+    report: &mut Report,
+) -> Result<(), PpoError> {
+    let terms = lesson.terms(episodes);
+    let before_any_update = report.updates == 0.0;
+    let head = lesson.plan.vf_coef.map(|coef| ValueHead {
+        value: &models.value,
+        coef,
+    });
+    for micro in episodes.chunks(lesson.ctx.plan.execution.micro_batch) {
+        let batch = lesson.batch(micro, models);
+        let pass = policy_backward(&models.policy, head, &batch, &terms)?;
+        steppers.policy.accumulate();
+        steppers.policy.observe_loss(pass.sum / terms.tokens);
+        report.observe_policy(&pass, &batch, before_any_update);
+        let value = match &mut steppers.value {
+            None => pass.value,
+            Some(stepper) => {
+                let value = value_backward(&models.value, &batch, &terms)?;
+                stepper.accumulate();
+                stepper.observe_loss(value.sum / terms.tokens);
+                Some(value)
+            }
+        };
+        report.observe_value(value);
+    }
+    if before_any_update && report.gap_max > lesson.plan.max_logprob_gap {
+        return Err(PpoError::LogprobGap {
+            iteration: lesson.iteration + 1,
+            gap: report.gap_max,
+            bound: lesson.plan.max_logprob_gap,
+        });
+    }
+    report.tokens += terms.tokens;
+    Ok(())
+}
+
+/// Adds the gradients of pretraining text, where PPO-ptx is on.
+fn pretraining_backward(
+    lesson: &Lesson,
+    models: &Models,
+    policy: &mut Stepper,
     index: u64,
     report: &mut Report,
 ) -> Result<(), PpoError> {
-    let tokens = num_tokens(episodes);
-    let before_any_update = report.updates == 0.0;
-    for micro in episodes.chunks(lesson.ctx.plan.execution.micro_batch) {
-        let batch = lesson.batch(micro, models, &models.policy);
-        let (hidden_btd, tape) = models
-            .policy
-            .record(&batch.input, &record_options(lesson.ctx));
-        let logprobs_br = model::response_logprobs(
-            &models.policy,
-            &hidden_btd,
-            &batch.input.ids_bt,
-            batch.response_start,
-            lesson.plan.sampling.temperature,
-        );
-        let loss = policy_loss(
-            &logprobs_br,
-            &batch.logprobs_br,
-            &batch.advantages_br,
-            &batch.mask_br,
-            lesson.plan.clip,
-        );
-        (&loss.sum / tokens).backward();
-        tape.backward(&models.policy)?;
-        steppers.policy.accumulate();
-        let sum = loss.sum.double_value(&[]);
-        steppers.policy.observe_loss(sum / tokens);
-        report.observe_policy(sum, loss.clipped, &logprobs_br, &batch, before_any_update);
-    }
-    if before_any_update && report.gap_max > lesson.plan.max_logprob_gap {
-        let (iteration, bound) = (lesson.iteration + 1, lesson.plan.max_logprob_gap);
-        return Err(PpoError::LogprobGap {
-            iteration,
-            gap: report.gap_max,
-            bound,
-        });
-    }
-    report.tokens += tokens;
     if let (Some(text), Some(ptx)) = (lesson.text, &lesson.plan.ptx) {
         let rows = text.batch(index, ptx.sequences_per_episode * lesson.plan.minibatch)?;
-        let loss = trainer::lm_backward(
-            &models.policy,
-            &mut steppers.policy,
-            &rows,
-            &trainer::LmOptions::new(lesson.ctx, models.tokenizer.pad_id(), ptx.coef),
-        )?;
+        let options = LmOptions::new(lesson.ctx, models.tokenizer.pad_id(), ptx.coef);
+        let loss = lm_backward(&models.policy, policy, &rows, &options)?;
         report.ptx_loss += loss.mean();
         report.ptx_updates += 1.0;
-    }
-    let step = lesson
-        .ctx
-        .dump_if_nonfinite(steppers.policy.update(index), || dump(episodes))?;
-    report.grad_norm += step.grad_norm;
-    report.lr = step.lr;
-    if let (Some(ema), false) = (&mut steppers.ema, step.was_skipped) {
-        ema.update(&steppers.policy);
     }
     Ok(())
 }
 
-fn value_update(
+/// One step of each optimizer with what was added up.
+fn step(
     lesson: &Lesson,
-    models: &Models,
     steppers: &mut Steppers,
     episodes: &[Episode],
     index: u64,
     report: &mut Report,
 ) -> Result<(), PpoError> {
-    let tokens = num_tokens(episodes);
-    for micro in episodes.chunks(lesson.ctx.plan.execution.micro_batch) {
-        let batch = lesson.batch(micro, models, &models.value);
-        let (hidden_btd, tape) = models
-            .value
-            .record(&batch.input, &record_options(lesson.ctx));
-        let values_br = response_values(&models.value, &hidden_btd, batch.response_start);
-        let loss = value_loss(
-            &values_br,
-            &batch.values_br,
-            &batch.returns_br,
-            &batch.mask_br,
-            lesson.plan.value_clip,
-        );
-        (&loss.sum / tokens).backward();
-        tape.backward(&models.value)?;
-        steppers.value.accumulate();
-        let sum = loss.sum.double_value(&[]);
-        steppers.value.observe_loss(sum / tokens);
-        report.value_loss += sum;
-        report.value_clipped += loss.clipped;
+    let checked = |result| lesson.ctx.dump_if_nonfinite(result, || dump(episodes));
+    let policy = checked(steppers.policy.update(index))?;
+    report.grad_norm += policy.grad_norm;
+    report.lr = policy.lr;
+    if let (Some(ema), false) = (&mut steppers.ema, policy.was_skipped) {
+        ema.update(&steppers.policy);
     }
-    let step = lesson
-        .ctx
-        .dump_if_nonfinite(steppers.value.update(index), || dump(episodes))?;
-    report.value_grad_norm += step.grad_norm;
+    if let Some(value) = &mut steppers.value {
+        report.value_grad_norm += checked(value.update(index))?.grad_norm;
+        report.value_updates += 1.0;
+    }
     Ok(())
 }
 
@@ -209,39 +190,36 @@ fn dump(episodes: &[Episode]) -> serde_json::Value {
     episodes.iter().map(one).collect()
 }
 
-fn record_options(ctx: &StageContext) -> RecordOptions {
-    RecordOptions {
-        checkpointing: ctx.plan.execution.checkpointing,
-        dropout: 0.0,
-        dropout_key: 0,
-    }
-}
-
-fn num_tokens(episodes: &[Episode]) -> f64 {
-    episodes.iter().map(|e| e.response_ids.len()).sum::<usize>() as f64
-}
-
 impl Lesson<'_> {
-    fn batch(&self, episodes: &[Episode], models: &Models, model: &model::Model) -> EpisodeBatch {
+    fn batch(&self, episodes: &[Episode], models: &Models) -> EpisodeBatch {
         let whitening = self.plan.whiten_advantages.then_some(self.whitening);
-        to_batch(episodes, models.tokenizer.pad_id(), model, whitening)
+        let pad_id = models.tokenizer.pad_id();
+        to_batch(episodes, pad_id, &models.policy, whitening)
+    }
+
+    fn terms(&self, episodes: &[Episode]) -> Terms {
+        let tokens: usize = episodes.iter().map(|e| e.response_ids.len()).sum();
+        Terms {
+            clip: self.plan.clip,
+            value_clip: self.plan.value_clip,
+            temperature: self.plan.sampling.temperature,
+            tokens: tokens as f64,
+            record: RecordOptions {
+                checkpointing: self.ctx.plan.execution.checkpointing,
+                dropout: 0.0,
+                dropout_key: 0,
+            },
+        }
     }
 }
 
 impl Report {
-    fn observe_policy(
-        &mut self,
-        loss: f64,
-        clipped: f64,
-        logprobs_br: &Tensor,
-        batch: &EpisodeBatch,
-        before_any_update: bool,
-    ) {
+    fn observe_policy(&mut self, pass: &PolicyPass, batch: &EpisodeBatch, before_any_update: bool) {
         let mask_br = &batch.mask_br;
-        let difference_br = no_grad(|| (logprobs_br.detach() - &batch.logprobs_br) * mask_br);
+        let difference_br = (&pass.logprobs_br - &batch.logprobs_br) * mask_br;
         let sum = |x: &Tensor| x.sum(Kind::Double).double_value(&[]);
-        self.policy_loss += loss;
-        self.clipped += clipped;
+        self.policy_loss += pass.policy.sum;
+        self.clipped += pass.policy.clipped;
         self.approx_kl += sum(&difference_br.square()) / 2.0;
         self.ratio_max = self
             .ratio_max
@@ -251,6 +229,13 @@ impl Report {
             self.gap_max = self.gap_max.max(gap_br.max().double_value(&[]));
             self.gap_sum += sum(&gap_br);
             self.gap_tokens += sum(mask_br);
+        }
+    }
+
+    fn observe_value(&mut self, value: Option<Done>) {
+        if let Some(value) = value {
+            self.value_loss += value.sum;
+            self.value_clipped += value.clipped;
         }
     }
 
@@ -268,11 +253,14 @@ impl Report {
                 "ppo/logprob_gap_mean",
                 self.gap_sum / self.gap_tokens.max(1.0),
             ),
-            ("ppo/value_grad_norm", self.value_grad_norm / self.updates),
             ("optimizer/grad_norm", self.grad_norm / self.updates),
             ("optimizer/lr", self.lr),
             ("optimizer/skipped", self.skipped as f64),
         ]);
+        if self.value_updates > 0.0 {
+            let norm = self.value_grad_norm / self.value_updates;
+            metrics.insert("ppo/value_grad_norm", norm);
+        }
         if self.ptx_updates > 0.0 {
             metrics.insert("ppo/ptx_loss", self.ptx_loss / self.ptx_updates);
         }

@@ -315,6 +315,7 @@ impl Beam {
         Sample {
             output_ids: [&self.ids[..], &[candidate.id]].concat(),
             logprobs: [&self.logprobs[..], &[candidate.logprob]].concat(),
+            values: Vec::new(),
             finish,
         }
     }

@@ -13,7 +13,7 @@ use runtime::seeds;
 use tch::{Kind, Tensor};
 
 use crate::options::{Finish, GenerationError, Request, Sample, SamplingOptions, validate};
-use crate::recorded::{RecordedSteps, Stretch};
+use crate::recorded::{Made, RecordedSteps, Stretch};
 use crate::sampler::{choose_rows, to_host};
 
 /// Steps between two copies of tokens to the host on a GPU, each of which waits for the device. Rows
@@ -36,17 +36,38 @@ pub fn generate(
     requests: &[Request],
     options: &SamplingOptions,
 ) -> Result<Vec<Sample>, GenerationError> {
-    let steps_per_look = if model.device().is_cuda() || StepTables::serve(model) {
+    generate_looking_every(steps_per_look(model), (model, None), requests, options)
+}
+
+/// The same with [`Sample::values`]: what the scalar head of `value`, a model on the same trunk, says of the hidden states
+/// that each token is sampled from. They cost no pass of their own.
+///
+/// # Errors
+/// As [`generate`].
+///
+/// # Panics
+/// When `value` has a token head, or hidden states of another width.
+pub fn generate_with_values(
+    model: &Model,
+    value: &Model,
+    requests: &[Request],
+    options: &SamplingOptions,
+) -> Result<Vec<Sample>, GenerationError> {
+    let models = (model, Some(value));
+    generate_looking_every(steps_per_look(model), models, requests, options)
+}
+
+fn steps_per_look(model: &Model) -> usize {
+    if model.device().is_cuda() || StepTables::serve(model) {
         GPU_STEPS_PER_LOOK
     } else {
         1
-    };
-    generate_looking_every(steps_per_look, model, requests, options)
+    }
 }
 
 fn generate_looking_every(
     steps_per_look: usize,
-    model: &Model,
+    (model, value): (&Model, Option<&Model>),
     requests: &[Request],
     options: &SamplingOptions,
 ) -> Result<Vec<Sample>, GenerationError> {
@@ -56,7 +77,10 @@ fn generate_looking_every(
     }
     let rows = options.max_batch.min(requests.len());
     let model = tch::no_grad(|| model.for_inference(rows));
-    let mut engine = Engine::new(&model, requests, options, steps_per_look);
+    let mut engine = Engine {
+        value,
+        ..Engine::new(&model, requests, options, steps_per_look)
+    };
     tch::no_grad(|| {
         while !engine.is_done() {
             engine.admit();
@@ -78,6 +102,8 @@ struct Row {
 /// All rows, live and waiting.
 struct Engine<'a> {
     model: &'a Model,
+    /// Whose head says the values.
+    value: Option<&'a Model>,
     requests: &'a [Request],
     options: &'a SamplingOptions,
     steps_per_look: usize,
@@ -107,6 +133,7 @@ impl<'a> Engine<'a> {
         let empty = Sample {
             output_ids: Vec::new(),
             logprobs: Vec::new(),
+            values: Vec::new(),
             finish: Finish::Length,
         };
         let mut waiting: Vec<usize> = (0..requests.len()).collect();
@@ -132,6 +159,7 @@ impl<'a> Engine<'a> {
             .map_or(0, |&request| requests[request].prompt_ids.len());
         Self {
             model,
+            value: None,
             requests,
             options,
             steps_per_look,
@@ -188,33 +216,39 @@ impl<'a> Engine<'a> {
         let rows = self.live.iter().chain(self.beginning.iter().flatten());
         let most_made = rows.map(|row| row.made).max().unwrap_or(0);
         let num_steps = (self.options.max_new_tokens - most_made).min(self.steps_per_look);
-        let (mut ids, mut logprobs) = (Vec::new(), Vec::new());
-        let mut made = 0;
-        while made < num_steps {
-            let (ids_bs, logprobs_bs) = if self.records && self.beginning.is_empty() {
-                self.recorded_steps(made..num_steps)
+        let (mut ids, mut logprobs, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let mut num_made = 0;
+        while num_made < num_steps {
+            let made = if self.records && self.beginning.is_empty() {
+                self.recorded_steps(num_made..num_steps)
             } else {
-                self.one_step(made)
+                self.one_step(num_made)
             };
-            let steps = ids_bs.size()[1];
-            self.ids_b = ids_bs.select(1, steps - 1);
-            made += steps as usize;
-            ids.push(ids_bs);
-            logprobs.push(logprobs_bs);
+            let steps = made.ids_bs.size()[1];
+            self.ids_b = made.ids_bs.select(1, steps - 1);
+            num_made += steps as usize;
+            ids.push(made.ids_bs);
+            logprobs.push(made.logprobs_bs);
+            values.extend(made.values_bs);
         }
         let ids = to_host(&Tensor::cat(&ids, 1), Kind::Int64);
         let logprobs = to_host(&Tensor::cat(&logprobs, 1), Kind::Double);
+        let values: Vec<f64> = match self.value {
+            Some(_) => to_host(&Tensor::cat(&values, 1), Kind::Double),
+            None => Vec::new(),
+        };
         let mut goes_on = Vec::with_capacity(self.live.len());
         for row in 0..self.live.len() {
             let made = row * num_steps..(row + 1) * num_steps;
-            goes_on.push(self.record(row, &ids[made.clone()], &logprobs[made])?);
+            let values = values.get(made.clone()).unwrap_or_default();
+            goes_on.push(self.record(row, &ids[made.clone()], &logprobs[made], values)?);
         }
         self.retire(&goes_on);
         Ok(())
     }
 
-    /// Reads the tokens that are new, and makes one more for each row: it and its log-probability, `[b, 1]` each.
-    fn one_step(&mut self, step: usize) -> (Tensor, Tensor) {
+    /// Reads the tokens that are new, and makes one more for each row.
+    fn one_step(&mut self, step: usize) -> Made {
         let hidden_bd = if self.beginning.is_empty() {
             self.decode()
         } else {
@@ -224,11 +258,16 @@ impl<'a> Engine<'a> {
             .then(|| Tensor::from_slice(&self.uniforms(step)).to_device(self.model.device()));
         let (ids_b, logprobs_b) =
             choose_rows(self.model, &hidden_bd, uniform_b.as_ref(), self.options);
-        (ids_b.unsqueeze(1), logprobs_b.unsqueeze(1))
+        let column = |of_b: Tensor| of_b.unsqueeze(1);
+        Made {
+            ids_bs: column(ids_b),
+            logprobs_bs: column(logprobs_b),
+            values_bs: self.value.map(|value| column(value.scalar(&hidden_bd))),
+        }
     }
 
-    /// The same for several steps, in which no row begins, `[b, s]` each.
-    fn recorded_steps(&mut self, steps: Range<usize>) -> (Tensor, Tensor) {
+    /// The same for several steps, in which no row begins.
+    fn recorded_steps(&mut self, steps: Range<usize>) -> Made {
         let uniforms =
             (!self.options.greedy).then(|| steps.clone().map(|s| self.uniforms(s)).collect());
         let stretch = Stretch {
@@ -239,8 +278,8 @@ impl<'a> Engine<'a> {
         };
         let rows = stretch.rows.len().next_power_of_two();
         let sizes = [rows, self.positions, self.steps_per_look];
-        let (model, options, cache) = (self.model, self.options, &mut self.cache);
-        let new = || RecordedSteps::new(model, options, cache, sizes);
+        let (models, options, cache) = ((self.model, self.value), self.options, &mut self.cache);
+        let new = || RecordedSteps::new(models, options, cache, sizes);
         let recorded = self.recorded.entry(rows).or_insert_with(new);
         recorded.run(stretch, &mut self.cache)
     }
@@ -303,10 +342,11 @@ impl<'a> Engine<'a> {
         row: usize,
         ids: &[i64],
         logprobs: &[f64],
+        values: &[f64],
     ) -> Result<bool, GenerationError> {
         let row = &mut self.live[row];
         let sample = &mut self.samples[row.request];
-        for (&id, &logprob) in ids.iter().zip(logprobs) {
+        for (step, (&id, &logprob)) in ids.iter().zip(logprobs).enumerate() {
             if !logprob.is_finite() {
                 return Err(GenerationError::NonFinite {
                     request: row.request,
@@ -317,6 +357,7 @@ impl<'a> Engine<'a> {
             row.made += 1;
             sample.output_ids.push(id as u32);
             sample.logprobs.push(logprob);
+            sample.values.extend(values.get(step));
             if !self.options.ignore_eos && self.options.eos_ids.contains(&(id as u32)) {
                 sample.finish = Finish::Stop;
                 return Ok(false);

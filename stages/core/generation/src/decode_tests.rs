@@ -61,7 +61,13 @@ fn looks_change_nothing(model: &Model, requests: &[Request], max_batch: usize) {
         max_batch,
         ..options()
     };
-    let every = |n| generate_looking_every(n, model, requests, &options).expect("samples");
+    let value = model.to_value();
+    tch::no_grad(|| {
+        let mut head = value.params()["score.weight"].shallow_clone();
+        let _ = head.fill_(0.3);
+    });
+    let models = (model, Some(&value));
+    let every = |n| generate_looking_every(n, models, requests, &options).expect("samples");
     let one = every(1);
     assert!(one.iter().any(|it| it.finish == Finish::Stop));
     for (one, eight) in one.iter().zip(every(8)) {
@@ -69,7 +75,13 @@ fn looks_change_nothing(model: &Model, requests: &[Request], max_batch: usize) {
             (&one.output_ids, one.finish),
             (&eight.output_ids, eight.finish)
         );
-        for (a, b) in one.logprobs.iter().zip(&eight.logprobs) {
+        assert_eq!(one.values.len(), one.output_ids.len());
+        assert_eq!(eight.values.len(), one.output_ids.len());
+        let numbers = [
+            (&one.logprobs, &eight.logprobs),
+            (&one.values, &eight.values),
+        ];
+        for (a, b) in numbers.iter().flat_map(|(a, b)| a.iter().zip(*b)) {
             assert!((a - b).abs() < 1e-9, "{a} {b}");
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! In: a model with a token head, the token ids of prompts ([`Request`]) and [`SamplingOptions`].
 //! Out: a [`Sample`] per request, in order: the tokens, and the log-probability of each under the
-//! distribution that it was sampled from.
+//! distribution that it was sampled from; where a scalar head stands on the model's trunk, also its numbers.
 //!
 //! **Architecture invariant.** This crate knows neither text nor rewards: prompts come as ids and samples
 //! leave as ids. A sample is a function of model, prompt, options and the request's `episode` alone: batch
@@ -19,5 +19,5 @@ mod recorded;
 mod sampler;
 
 pub use beams::{BeamOptions, beam_search};
-pub use decode::generate;
+pub use decode::{generate, generate_with_values};
 pub use options::{Finish, GenerationError, Request, Sample, SamplingOptions};

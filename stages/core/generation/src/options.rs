@@ -85,6 +85,8 @@ pub struct Sample {
     /// For each token the natural logarithm of its probability under the distribution that it was
     /// sampled from: after temperature, top-k and top-p. Greedy: under the plain distribution.
     pub logprobs: Vec<f64>,
+    /// What a scalar head says before each token ([`crate::generate_with_values`]); empty where none was asked.
+    pub values: Vec<f64>,
     /// Why it ended.
     pub finish: Finish,
 }

@@ -5,7 +5,7 @@
 
 use model::{CachedRow, KvCache, Model, StepTables};
 use tch::{Kind, Tensor};
-use torch_ext::Graph;
+use torch_ext::{Graph, wide_kind};
 
 use crate::options::SamplingOptions;
 use crate::sampler::choose_rows;
@@ -13,6 +13,8 @@ use crate::sampler::choose_rows;
 /// Steps of up to `rows` rows. All tensors keep their places.
 pub(crate) struct RecordedSteps<'a> {
     model: &'a Model,
+    /// Whose head says the values.
+    value: Option<&'a Model>,
     options: &'a SamplingOptions,
     tables: StepTables,
     /// The step to make, int64 `[1]`.
@@ -20,10 +22,19 @@ pub(crate) struct RecordedSteps<'a> {
     /// What has been made, and of random numbers what it is made with (f64), `[s, b]` each.
     ids_sb: Tensor,
     logprobs_sb: Tensor,
+    values_sb: Option<Tensor>,
     uniform_sb: Option<Tensor>,
     graph: Option<Graph>,
     /// Whether a step has been made: what libraries set up at their first call cannot be recorded.
     warm: bool,
+}
+
+/// What steps made, `[b, s]` each, on the device.
+pub(crate) struct Made {
+    pub(crate) ids_bs: Tensor,
+    pub(crate) logprobs_bs: Tensor,
+    /// What a scalar head says before each token.
+    pub(crate) values_bs: Option<Tensor>,
 }
 
 /// The rows of some steps.
@@ -39,7 +50,7 @@ pub(crate) struct Stretch<'r> {
 impl<'a> RecordedSteps<'a> {
     /// For up to `rows` rows of up to `positions` tokens, and up to `steps` steps at a time.
     pub(crate) fn new(
-        model: &'a Model,
+        (model, value): (&'a Model, Option<&'a Model>),
         options: &'a SamplingOptions,
         cache: &mut KvCache,
         [rows, positions, steps]: [usize; 3],
@@ -48,19 +59,21 @@ impl<'a> RecordedSteps<'a> {
         let places = |kind| Tensor::zeros([steps as i64, rows as i64], (kind, device));
         Self {
             model,
+            value,
             options,
             tables: StepTables::new(model, cache, rows, positions),
             step_1: Tensor::zeros([1], (Kind::Int64, device)),
             ids_sb: places(Kind::Int64),
             logprobs_sb: places(Kind::Double),
+            values_sb: value.map(|value| places(wide_kind(value.kind()))),
             uniform_sb: (!options.greedy).then(|| places(Kind::Double)),
             graph: None,
             warm: false,
         }
     }
 
-    /// Makes the steps: tokens and log-probabilities, `[.., s]` each, on the device.
-    pub(crate) fn run(&mut self, mut stretch: Stretch, cache: &mut KvCache) -> (Tensor, Tensor) {
+    /// Makes the steps.
+    pub(crate) fn run(&mut self, mut stretch: Stretch, cache: &mut KvCache) -> Made {
         let (rows, steps) = (stretch.rows.len() as i64, stretch.steps as i64);
         self.tables
             .load(stretch.ids_b, &mut stretch.rows, stretch.steps, cache);
@@ -75,7 +88,11 @@ impl<'a> RecordedSteps<'a> {
             self.make(cache);
         }
         let made = |of: &Tensor| of.narrow(0, 0, steps).narrow(1, 0, rows).tr().copy();
-        (made(&self.ids_sb), made(&self.logprobs_sb))
+        Made {
+            ids_bs: made(&self.ids_sb),
+            logprobs_bs: made(&self.logprobs_sb),
+            values_bs: self.values_sb.as_ref().map(made),
+        }
     }
 
     /// One step: the first runs as it is, the second is recorded, and from then on it is queued as a whole.
@@ -105,6 +122,9 @@ impl<'a> RecordedSteps<'a> {
         };
         put(&mut self.ids_sb, &ids_b);
         put(&mut self.logprobs_sb, &logprobs_b);
+        if let (Some(values_sb), Some(value)) = (&mut self.values_sb, self.value) {
+            put(values_sb, &value.scalar(&hidden_bd));
+        }
         self.tables.advance(&ids_b);
         let _ = self.step_1.g_add_scalar_(1);
     }

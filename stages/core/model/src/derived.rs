@@ -14,14 +14,12 @@ impl Model {
     /// When the model has adapters.
     #[must_use]
     pub fn to_scalar(&self, seed: u64) -> Self {
+        assert!(!self.has_adapter(), "the model has adapters");
         self.deep_copy().with_scalar_head(|spec| draw(spec, seed))
     }
 
-    /// A value model on this model's own trunk, with which it shares all but the head. That is zero, so that
-    /// it predicts 0 until it is trained (Ziegler et al. 2019, their code).
-    ///
-    /// # Panics
-    /// When the model has adapters.
+    /// A value model on this model's own trunk, with which it shares all (adapters, too) but the head. That is zero, so
+    /// that it predicts 0 until it is trained (Ziegler et al. 2019, their code).
     #[must_use]
     pub fn to_value(&self) -> Self {
         self.share()
@@ -29,7 +27,6 @@ impl Model {
     }
 
     fn with_scalar_head(self, head: impl Fn(&TensorSpec) -> Tensor) -> Self {
-        assert!(!self.has_adapter(), "the model has adapters");
         let (kind, device) = (self.kind(), self.device());
         let mut parameters = self.parameters;
         parameters

@@ -208,6 +208,18 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         Number(0.2),
         "lm-human-preferences code",
     ),
+    (
+        &["ppo"],
+        "value_model",
+        Text("separate"),
+        "InstructGPT's: a critic as large as the reward model",
+    ),
+    (
+        &["ppo"],
+        "vf_coef",
+        Number(0.1),
+        "lm-human-preferences code, and TRL's",
+    ),
     (&["ppo"], "whiten_advantages", Flag(true), "the N+ details'"),
     (
         &["ppo"],

@@ -75,8 +75,12 @@ pub struct PpoPlan {
     pub reference_quantize: Option<Quantization>,
     /// Reward models; their weighted sum is the score.
     pub reward: Vec<RewardSource>,
-    /// Shape of the value model ([`PpoPlan::value_start`]).
+    /// Shape of the value model ([`PpoPlan::value_start`]), or of the policy whose trunk it shares.
     pub value_shape: ModelShape,
+    /// The weight of the value loss beside the policy's where values come from a head on the policy's own trunk (Ziegler
+    /// et al. 2019, their code); `None`: the value model is one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf_coef: Option<f64>,
     /// Prompts.
     pub prompts: Source,
     /// How responses are sampled; the temperature divides logits in every log-probability.
@@ -107,10 +111,11 @@ pub struct PpoPlan {
     pub ema: Option<f64>,
     /// Pretraining gradients mixed into each update (PPO-ptx).
     pub ptx: Option<PtxPlan>,
-    /// Optimizer of the policy.
+    /// Optimizer of the policy, and of a value head on its trunk.
     pub policy_optimizer: OptimizerPlan,
-    /// Optimizer of the value model.
-    pub value_optimizer: OptimizerPlan,
+    /// Optimizer of a value model of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_optimizer: Option<OptimizerPlan>,
     /// Iterations between two evaluations on held-out prompts.
     pub eval_every: u64,
     /// Held-out prompts per evaluation, at most.
@@ -128,10 +133,12 @@ pub struct PpoPlan {
 
 impl PpoPlan {
     /// The reward model that the value model starts from: the first that reads the policy's ids, since
-    /// the value model does. `None` where all have tokenizers of their own: it then starts from the
-    /// policy, with a head of zeros.
+    /// the value model does. `None` where all have tokenizers of their own, or where it shares the policy's trunk: it
+    /// then starts from the policy, with a head of zeros.
     pub fn value_start(&self) -> Option<usize> {
-        self.reward.iter().position(|reward| !reward.own_tokenizer)
+        let separate = self.vf_coef.is_none();
+        let reads = |reward: &RewardSource| separate && !reward.own_tokenizer;
+        self.reward.iter().position(reads)
     }
 }
 
@@ -141,11 +148,27 @@ impl PpoPlan {
 pub struct PpoLora {
     /// The policy's adapters.
     pub policy: LoraPlan,
-    /// The value model's. On a shared backbone it begins with those of the first reward model.
+    /// The value model's. On a shared backbone it begins with those of the first reward model; a head on the policy's
+    /// trunk stands on the policy's.
     pub value: LoraPlan,
     /// Reward models are not read merged: their adapters stand on the policy's own frozen weights, so that
     /// these are in memory once.
     pub share_backbone: bool,
+}
+
+impl PpoLora {
+    /// The same where the value model is a head on the policy's trunk.
+    #[must_use]
+    pub(crate) fn with_value_head(self, on_trunk: bool) -> Self {
+        if on_trunk {
+            Self {
+                value: self.policy.clone(),
+                ..self
+            }
+        } else {
+            self
+        }
+    }
 }
 
 /// A reward model and its weight in the score.

@@ -16,13 +16,18 @@ use crate::shape::ModelShape;
 use crate::training::{DTYPES, QUANTIZATIONS, execution, optimizer};
 use crate::tree::Value;
 
+/// Whether the value model shares the policy's trunk.
+const VALUE_MODELS: &[(&str, bool)] = &[("separate", false), ("shared", true)];
+
 pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoPlan, Execution)> {
     let model = resolver.source(reader, "model", Wanted::Policy)?;
     check_continues_text(reader, resolver, &model)?;
     let shape = resolver.shape(reader, "model", &model)?;
     let under_policy = under_adapters(reader)?;
     let reward = rewards(reader, resolver, (&model, &shape), under_policy)?;
+    let vf_coef = vf_coef(reader)?;
     let value_start = reward.iter().find(|reward| !reward.own_tokenizer);
+    let value_start = value_start.filter(|_| vf_coef.is_none());
     let value_shape = value_start.map_or(&shape, |reward| &reward.shape).clone();
     let prompts = resolver.source(reader, "prompts", Wanted::Data(DatasetKind::Prompts))?;
     let sampling = sampling(reader, &shape)?;
@@ -33,15 +38,24 @@ pub(crate) fn ppo(reader: &Reader<'_>, resolver: &Resolver<'_>) -> Outcome<(PpoP
     let batch = reader.count("batch", 1)?;
     let minibatch = minibatch(reader, batch)?;
     let policy_optimizer = optimizer(reader, "optimizer", None)?;
-    let value_optimizer = optimizer(reader, "value_optimizer", Some(&policy_optimizer))?;
+    let value_optimizer = match vf_coef {
+        Some(_) => None,
+        None => Some(optimizer(
+            reader,
+            "value_optimizer",
+            Some(&policy_optimizer),
+        )?),
+    };
+    let lora = ppo_lora(reader, resolver, (&model, &shape), (&reward, &value_shape))?;
     let plan = PpoPlan {
-        lora: ppo_lora(reader, resolver, (&model, &shape), (&reward, &value_shape))?,
+        lora: lora.map(|lora| lora.with_value_head(vf_coef.is_some())),
         ptx: ptx(reader, resolver, &shape)?,
         model,
         shape,
         reference_quantize: reference_quantize(reader, under_policy)?,
         reward,
         value_shape,
+        vf_coef,
         prompts,
         sampling,
         iterations: reader.count("iterations", 1)? as u64,
@@ -84,6 +98,23 @@ fn fixed_angles(reader: &Reader<'_>, key: &str, shape: &ModelShape, tokens: usiz
     );
     let hint = "lengthen it with scaling \"yarn\" or \"linear\", or shorten max_prompt_tokens or max_new_tokens";
     Err(reader.problem(key, message, hint))
+}
+
+/// Whether values come from a head on the policy's trunk (`Some`: with this weight of their loss), and not from a model
+/// of their own.
+fn vf_coef(reader: &Reader<'_>) -> Outcome<Option<f64>> {
+    if !reader.choice("value_model", VALUE_MODELS)? {
+        let why = "has no meaning without value_model = \"shared\": a value model of its own has a loss of its own";
+        let hint = "add value_model = \"shared\", or write value_optimizer = { lr = ... }";
+        reader.refuse("vf_coef", why, hint)?;
+        return Ok(None);
+    }
+    if reader.table.get("value_optimizer").is_some() {
+        let message = "has no meaning beside value_model = \"shared\": the policy's optimizer trains the value head";
+        let hint = "leave it out, and weigh the value loss with vf_coef";
+        return Err(reader.problem("value_optimizer", message, hint));
+    }
+    Ok(Some(reader.number("vf_coef", Range::POSITIVE)?))
 }
 
 fn minibatch(reader: &Reader<'_>, batch: usize) -> Outcome<usize> {

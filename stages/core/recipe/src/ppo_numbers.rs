@@ -12,18 +12,24 @@ pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
     let flops = ppo_flops_per_episode(task, tokens) * episodes as f64;
     let mut numbers = vec![
         entry("parameters", grouped(task.shape.num_parameters())),
-        entry(
-            "parameters of the value model",
-            grouped(task.value_shape.num_parameters_scalar()),
-        ),
+        match task.vf_coef {
+            Some(_) => entry("parameters of the value head", grouped(value_head(task))),
+            None => entry(
+                "parameters of the value model",
+                grouped(task.value_shape.num_parameters_scalar()),
+            ),
+        },
         entry("the value model starts from", value_start(task)),
     ];
     if task.lora.is_some() {
         let (policy, value) = ppo_trained(task);
-        numbers.extend([
-            entry("trained parameters", grouped(policy)),
-            entry("trained parameters of the value model", grouped(value)),
-        ]);
+        numbers.push(entry("trained parameters", grouped(policy)));
+        if task.vf_coef.is_none() {
+            numbers.push(entry(
+                "trained parameters of the value model",
+                grouped(value),
+            ));
+        }
     }
     numbers.extend([
         entry("episodes", grouped(episodes)),
@@ -54,14 +60,22 @@ pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
     numbers
 }
 
-/// Numbers that are trained of policy and value model.
+/// Numbers of a head on the policy's trunk.
+fn value_head(task: &PpoPlan) -> u64 {
+    task.value_shape.embedding_width as u64
+}
+
+/// Numbers that are trained of the policy, and beside it of the value model.
 fn ppo_trained(task: &PpoPlan) -> (u64, u64) {
     let lora = task.lora.as_ref();
     let policy = lora.map(|lora| &lora.policy);
     let value = lora.map(|lora| &lora.value);
     (
         task.shape.num_trainable(Head::Token, policy),
-        task.value_shape.num_trainable(Head::Scalar, value),
+        match task.vf_coef {
+            Some(_) => value_head(task),
+            None => task.value_shape.num_trainable(Head::Scalar, value),
+        },
     )
 }
 
@@ -69,11 +83,15 @@ fn ppo_trained(task: &PpoPlan) -> (u64, u64) {
 fn value_start(task: &PpoPlan) -> String {
     match task.value_start() {
         Some(index) => format!("reward[{index}]"),
+        None if task.vf_coef.is_some() => {
+            "the policy, whose trunk it shares, with a head of zeros".to_owned()
+        }
         None => "the policy, with a head of zeros: no reward model reads its tokens".to_owned(),
     }
 }
 
-/// Sampling, reference, value and score once; policy and value trained in every inner epoch.
+/// Sampling, reference, value and score once; policy and value trained in every inner epoch. A head on the policy's trunk
+/// costs next to nothing: its values come of the pass that samples, and its loss of the policy's update.
 fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
     let (policy, value) = (&task.shape, &task.value_shape);
     let lora = task.lora.as_ref();
@@ -81,14 +99,19 @@ fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
         let forward = policy.forward_flops_per_token(context);
         policy.training_flops_per_token(forward, context, lora.map(|lora| &lora.policy))
     };
-    let value_forward = value.forward_flops_per_token(tokens);
+    let (value_forward, train_value) = if task.vf_coef.is_some() {
+        (0.0, 0.0)
+    } else {
+        let forward = value.forward_flops_per_token(tokens);
+        let lora = lora.map(|lora| &lora.value);
+        let training = value.training_flops_per_token(forward, tokens, lora);
+        (forward, training)
+    };
     let rewards = task.reward.iter();
     let scores = rewards.map(|reward| reward.shape.forward_flops_per_token(tokens));
     let forward =
         2.0 * policy.forward_flops_per_token(tokens) + value_forward + scores.sum::<f64>();
-    let value_lora = lora.map(|lora| &lora.value);
-    let training =
-        train_policy(tokens) + value.training_flops_per_token(value_forward, tokens, value_lora);
+    let training = train_policy(tokens) + train_value;
     let ptx = task.ptx.as_ref().map_or(0.0, |ptx| {
         let pretraining_tokens = (ptx.sequences_per_episode * ptx.context) as f64;
         pretraining_tokens * train_policy(ptx.context)
@@ -133,18 +156,23 @@ fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
     ppo_resident_bytes(task, dtype) + cache.max(update).max(merged)
 }
 
-/// Policy and value model in training, reference and reward models, EMA. With adapters the reference is the
-/// policy's frozen weights and the value model stands on those that it starts from; on a shared backbone all
+/// Policy and value model (or its head) in training, reference and reward models, EMA. With adapters the reference is
+/// the policy's frozen weights and the value model stands on those that it starts from; on a shared backbone all
 /// of them stand on the policy's.
 fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
     let (trained, value_trained) = ppo_trained(task);
     let policy = frozen_bytes(&task.shape, Head::Token, dtype, task.reference_quantize);
     let of_reward = |source: &RewardSource| match &task.lora {
-        Some(lora) if lora.share_backbone => weight_bytes(value_trained, dtype),
+        Some(lora) if lora.share_backbone => {
+            let adapters = source.shape.num_trainable(Head::Scalar, Some(&lora.value));
+            weight_bytes(adapters, dtype)
+        }
         _ => frozen_bytes(&source.shape, Head::Scalar, dtype, source.quantize),
     };
     let frozen = policy + task.reward.iter().map(of_reward).sum::<u64>();
     let ema = match task.ema {
+        // A head on the trunk is averaged with it.
+        Some(_) if task.vf_coef.is_some() => weight_bytes(trained + value_trained, wide(dtype)),
         Some(_) => weight_bytes(trained, wide(dtype)),
         None => 0,
     };

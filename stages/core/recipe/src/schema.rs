@@ -128,6 +128,8 @@ const PPO: &[&str] = &[
     "eval_every",
     "eval_prompts",
     "gold",
+    "value_model",
+    "vf_coef",
     "max_logprob_gap",
     "nonfinite.skip",
 ];

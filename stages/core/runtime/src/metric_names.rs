@@ -177,7 +177,7 @@ pub const METRICS: &[MetricSpec] = &[
     metric(
         "ppo/value_grad_norm",
         "1",
-        "gradient norm of the value model before clipping",
+        "gradient norm of a value model of its own before clipping",
     ),
     metric("optimizer/lr", "1", "learning rate of the update"),
     metric(

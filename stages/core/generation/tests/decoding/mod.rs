@@ -1,7 +1,7 @@
 //! Properties of `generate`, in f64, on tiny random models. One body for every kind of kernels; the crate says
 //! which, and how much of it.
 
-use generation::{Finish, Request, Sample, SamplingOptions, generate};
+use generation::{Finish, Request, Sample, SamplingOptions, generate, generate_with_values};
 use model::{Head, Input, Model, response_logprobs};
 use recipe::families::Sizes;
 use recipe::shape::{Family, LocalAttention, ModelShape};
@@ -319,4 +319,36 @@ fn samples_of_one_prompt_differ_by_episode_alone() {
     let made = generate(&model, &requests, &options()).expect("samples");
     assert_eq!(made[0].output_ids, made[3].output_ids);
     assert!(made[0].output_ids != made[1].output_ids || made[0].output_ids != made[2].output_ids);
+}
+
+/// What a scalar head on the same trunk says before each token is what it says in a full pass, one position earlier.
+#[test]
+fn values_come_from_the_states_that_tokens_are_sampled_from() {
+    for family in [Family::Gpt2, Family::Llama] {
+        let model = sharp_model(family);
+        let value = model.to_value();
+        tch::no_grad(|| {
+            let numbers = Tensor::arange(16, (Kind::Double, Device::Cpu)).cos();
+            let mut head = value.params()["score.weight"].shallow_clone();
+            head.copy_(&numbers.view([1, -1]));
+        });
+        let options = SamplingOptions {
+            max_batch: 7,
+            ..options()
+        };
+        let plain = samples(&model, &options);
+        assert!(plain.iter().all(|sample| sample.values.is_empty()));
+        let valued = generate_with_values(&model, &value, &requests(), &options).expect("samples");
+        assert_same(&plain, &valued, "values change a sample");
+        for (request, sample) in requests().iter().zip(&valued) {
+            let hidden_btd = model.hidden(&Input::dense(full_ids(request, sample)));
+            let full_t: Vec<f64> = value.scalar(&hidden_btd).view(-1).try_into().expect("f64");
+            let first = request.prompt_ids.len() - 1;
+            let full = &full_t[first..first + sample.output_ids.len()];
+            assert_eq!(sample.values.len(), full.len());
+            for (ours, full) in sample.values.iter().zip(full) {
+                assert!((ours - full).abs() < 1e-9, "{family:?}: {ours} and {full}");
+            }
+        }
+    }
 }

@@ -113,6 +113,8 @@ const VALUES: &[Row] = &[
     ("value_optimizer.warmup", "9", &[]),
     ("value_optimizer.warmup_from", "0.5", &[]),
     ("value_optimizer.weight_decay", "0.5", &[]),
+    ("value_model", "shared", &[]),
+    ("vf_coef", "0.5", &[("value_model", "shared")]),
     ("whiten_advantages", "false", &[]),
 ];
 

@@ -43,12 +43,20 @@ fn a_7b_ppo_takes_what_the_readme_says() {
     let by_rows = [&few_bits[..], &BY_ROWS].concat();
     let all = [
         published(&[]),
+        published(&[("stages.ppo.value_model", "shared")]),
         published(&[("stages.ppo.lora", "{}")]),
         published(&one_backbone),
         published(&few_bits),
         published(&by_rows),
     ];
-    let expected = ["281.4 GiB", "38.2 GiB", "25.9 GiB", "13.0 GiB", "5.7 GiB"];
+    let expected = [
+        "281.4 GiB",
+        "158.4 GiB",
+        "38.2 GiB",
+        "25.9 GiB",
+        "13.0 GiB",
+        "5.7 GiB",
+    ];
     assert_eq!(all, expected);
 }
 

@@ -12,6 +12,7 @@ mod objectives;
 mod plans;
 mod presets;
 mod shapes;
+mod value_model;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -128,8 +128,9 @@ fn the_value_optimizer_inherits_the_policys() {
         panic!("no ppo");
     };
     assert_eq!(ppo.policy_optimizer.lr.to_bits(), 1e-4_f64.to_bits());
-    assert_eq!(ppo.value_optimizer.lr.to_bits(), 3.0_f64.to_bits());
-    assert_eq!(ppo.value_optimizer.warmup, 7);
+    let value = ppo.value_optimizer.as_ref().expect("an optimizer");
+    assert_eq!(value.lr.to_bits(), 3.0_f64.to_bits());
+    assert_eq!(value.warmup, 7);
 }
 
 #[test]

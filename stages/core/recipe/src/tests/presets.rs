@@ -99,7 +99,8 @@ fn a_preset_speaks_where_the_file_is_silent() {
         plan.ptx.as_ref().map(|ptx| ptx.sequences_per_episode),
         Some(8)
     );
-    assert_eq!(plan.value_optimizer.lr.to_bits(), 9e-6_f64.to_bits());
+    let value = plan.value_optimizer.as_ref().expect("an optimizer");
+    assert_eq!(value.lr.to_bits(), 9e-6_f64.to_bits());
     // The file's own word stands.
     assert_eq!(plan.batch, 32);
     assert_eq!(plan.policy_optimizer.lr.to_bits(), 1e-4_f64.to_bits());
