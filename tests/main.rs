@@ -11,6 +11,7 @@ mod cli;
 mod damage;
 mod documents;
 mod evaluation;
+mod gpu_check;
 mod hub;
 mod hub_faults;
 mod hub_models;

@@ -7,6 +7,7 @@ use recipe::request::{Compute, Sampling};
 
 pub use crate::cli_model::{ConvertArgs, DiffArgs, MergeArgs, ModelCommand, ShowArgs};
 use crate::commands::bench::BenchArgs;
+use crate::commands::gpu_check::GpuCheckArgs;
 use crate::commands::retrieval::RetrievalArgs;
 use crate::inspect::InspectArgs;
 use crate::values::{
@@ -105,12 +106,16 @@ Examples:
 
 Without --peers ours runs alone.")]
     Bench(BenchArgs),
-    /// Run the tiny pipeline on CUDA against the CPU, and a 1.3B model in bf16.
+    /// Compare a GPU with the CPU stage by stage, and time it on models of 124M to 1.3B.
     #[command(after_help = "\
-Example:
+Examples:
   rlhf gpu-check
+  rlhf gpu-check --parts agree-f32,twice
+  rlhf gpu-check --device cpu --no-peers
 
-Exit code 1 where CUDA cannot be used, or where a number differs.")]
+JSON lines as it goes, then tables; both are in gpu-check.json and gpu-check.md too. A part that fails does not stop
+the others; one that the time does not allow is marked `not run`. Exit code 1 where no GPU can be used, a part fails or
+a number differs.")]
     GpuCheck(GpuCheckArgs),
     /// Say what libtorch and devices are found, and what is wrong otherwise.
     #[command(after_help = "\
@@ -155,6 +160,10 @@ pub struct RunArgs {
     /// Where to compute; auto is the first GPU where there is one.
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
+    /// The same bits in every run on one kind of GPU, too (a CPU's always are, at one number of threads): slower
+    /// algorithms where the usual ones add in any order.
+    #[arg(long)]
+    pub deterministic: bool,
 }
 
 /// `rlhf plan`.
@@ -280,17 +289,6 @@ pub struct EvalArgs {
     /// How it is computed.
     #[command(flatten)]
     pub compute: ComputeArgs,
-}
-
-/// `rlhf gpu-check`.
-#[derive(Debug, Clone, Args)]
-pub struct GpuCheckArgs {
-    /// The tiny pipeline's file [default: experiments/tiny/pipeline.toml, here or beside bin/].
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Where the two runs go.
-    #[arg(long, value_name = "DIR", default_value = "runs/gpu-check")]
-    pub run_dir: PathBuf,
 }
 
 /// How tokens are chosen.

@@ -15,7 +15,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use recipe::request;
 use runtime::{Event, FileError};
@@ -24,6 +24,12 @@ use crate::death::{Death, cause_of_death, death_hint, last_lines};
 use crate::libtorch::Libtorch;
 
 const PROGRAM: &str = "rlhf-worker";
+
+/// With buffers of these sizes cuBLAS adds in one order in every run. It reads this when CUDA starts.
+pub const CUBLAS_BUFFERS: (&str, &str) = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8");
+
+/// How long a worker that is ended may take, before it is killed.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Lines of the log that a death report repeats.
 const TAIL_LINES: usize = 15;
@@ -125,7 +131,20 @@ impl Worker {
         arguments: &[&str],
         log: Option<PathBuf>,
     ) -> Result<Self, WorkerError> {
-        Self::start_program(&program()?, libtorch, arguments, log)
+        Self::start_with(libtorch, arguments, log, &[])
+    }
+
+    /// The same with variables in its environment, of which the user's own values win.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub fn start_with(
+        libtorch: &Libtorch,
+        arguments: &[&str],
+        log: Option<PathBuf>,
+        environment: &[(&str, &str)],
+    ) -> Result<Self, WorkerError> {
+        Self::start_program(&program()?, libtorch, arguments, log, environment)
     }
 
     fn start_program(
@@ -133,12 +152,15 @@ impl Worker {
         libtorch: &Libtorch,
         arguments: &[&str],
         log: Option<PathBuf>,
+        environment: &[(&str, &str)],
     ) -> Result<Self, WorkerError> {
         let log_file = log.as_deref().map(open_log).transpose()?;
+        let set = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
         let mut child = Command::new(path)
             .args(arguments)
             .env("LD_LIBRARY_PATH", library_path(&libtorch.lib_dir))
             .env(SPIN_COUNT, spin_count())
+            .envs(environment.iter().filter(set).copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -194,6 +216,22 @@ impl Worker {
             Ok(incoming) => Some(incoming),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => Some(Incoming::Closed),
+        }
+    }
+
+    /// Ends it where it is, and waits until it is gone: what it held on a device is free then. One that does not
+    /// end by itself is killed.
+    pub fn end(mut self) {
+        self.stdin = None;
+        let patience = Instant::now() + LAST_WORDS;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if Instant::now() > patience {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
         }
     }
 

@@ -12,7 +12,15 @@ fn shell(script: &str, log: Option<PathBuf>) -> Result<Worker, WorkerError> {
         version: "2.11.0".into(),
         found_by: "test".into(),
     };
-    Worker::start_program(Path::new("/bin/sh"), &libtorch, &["-c", script], log)
+    let environment = [("RLHF_TEST_WORD", "word")];
+    let arguments = ["-c", script];
+    Worker::start_program(
+        Path::new("/bin/sh"),
+        &libtorch,
+        &arguments,
+        log,
+        &environment,
+    )
 }
 
 fn run_to_end(mut worker: Worker) -> (Vec<Event>, Result<(), WorkerError>) {
@@ -29,11 +37,16 @@ fn run_to_end(mut worker: Worker) -> (Vec<Event>, Result<(), WorkerError>) {
 fn events_arrive_and_the_log_is_kept() -> Outcome {
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("logs/sft.log");
-    let script = r#"echo '{"event":"note","text":"hi"}'; echo "$LD_LIBRARY_PATH" >&2"#;
+    let script =
+        r#"echo '{"event":"note","text":"hi"}'; echo "$LD_LIBRARY_PATH $RLHF_TEST_WORD" >&2"#;
     let (events, end) = run_to_end(shell(script, Some(log.clone()))?);
     end?;
     assert_eq!(events, [Event::Note { text: "hi".into() }]);
-    assert!(fs::read_to_string(log)?.starts_with("/nowhere/lib"));
+    let log = fs::read_to_string(log)?;
+    assert!(
+        log.starts_with("/nowhere/lib") && log.ends_with(" word\n"),
+        "{log}"
+    );
     Ok(())
 }
 
@@ -105,5 +118,18 @@ fn the_worker_leads_its_own_process_group() -> Outcome {
         return Err("no output".into());
     };
     assert_eq!(line.trim(), pid);
+    Ok(())
+}
+
+#[test]
+fn a_worker_that_is_ended_is_gone() -> Outcome {
+    for script in ["read word", "trap '' TERM; exec sleep 60"] {
+        let worker = shell(script, None)?;
+        let pid = rustix::process::Pid::from_raw(worker.child.id() as i32).ok_or("no pid")?;
+        let started = Instant::now();
+        worker.end();
+        assert!(rustix::process::test_kill_process(pid).is_err(), "{script}");
+        assert!(started.elapsed() < LAST_WORDS * 3, "{script}");
+    }
     Ok(())
 }

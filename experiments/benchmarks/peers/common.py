@@ -23,6 +23,9 @@ def arguments(description):
     parser.add_argument("--prompt", type=int, default=0, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, required=True, help="new tokens, or those of a training row")
     parser.add_argument("--repeats", type=int, default=3, help="timed batches or steps, after the warm-up")
+    parser.add_argument("--autocast", action="store_true", help="train: bf16 where autocast takes it, whatever the weights are")
+    parser.add_argument("--compile", action="store_true", help="train: with torch.compile")
+    parser.add_argument("--static-cache", action="store_true", help="generate: keys and values in tensors of a fixed size")
     return parser.parse_args()
 
 

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod eval;
 pub mod generate;
 pub mod gpu_check;
+mod measured;
 pub mod model;
 pub mod model_files;
 pub mod plan;

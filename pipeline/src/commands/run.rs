@@ -195,7 +195,7 @@ impl Session<'_> {
         };
         let root = self.run.root().to_string_lossy();
         let device = self.args.device.as_str();
-        let arguments = [
+        let mut arguments = vec![
             "stage",
             "--run-dir",
             &root,
@@ -204,8 +204,14 @@ impl Session<'_> {
             "--device",
             device,
         ];
+        let mut environment = Vec::new();
+        if self.args.deterministic {
+            arguments.push("--deterministic");
+            environment.push(worker::CUBLAS_BUFFERS);
+        }
         let log = self.run.log_path(&stage.name);
-        let worker = Worker::start(libtorch, &arguments, Some(log)).map_err(Failure::run)?;
+        let worker = Worker::start_with(libtorch, &arguments, Some(log), &environment)
+            .map_err(Failure::run)?;
         match follow(worker, &stage.name) {
             Ok(End::Finished) => Ok(()),
             Ok(End::Interrupted) => Err(self.interrupted()),
@@ -309,6 +315,9 @@ fn continuation(args: &RunArgs) -> String {
     if args.device != crate::values::Device::default() {
         let _ = write!(command, " --device {}", args.device.as_str());
     }
+    if args.deterministic {
+        command.push_str(" --deterministic");
+    }
     command
 }
 
@@ -356,14 +365,15 @@ mod tests {
 
     #[test]
     fn the_continuation_is_the_command_without_restarts() {
-        let line = "rlhf run a.toml --until sft --restart sft --set b=1 --run-dir r --device cpu";
+        let line = "rlhf run a.toml --until sft --restart sft --set b=1 --run-dir r --device cpu --deterministic";
         let Ok(Cli {
             command: Command::Run(args),
         }) = Cli::try_parse_from(line.split(' '))
         else {
             panic!("must parse")
         };
-        let expected = "rlhf run a.toml --until sft --set 'b=1' --run-dir r --device cpu";
+        let expected =
+            "rlhf run a.toml --until sft --set 'b=1' --run-dir r --device cpu --deterministic";
         assert_eq!(continuation(&args), expected);
         assert_eq!(selection(&args), Selection::Until("sft".into()));
     }

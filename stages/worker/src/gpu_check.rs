@@ -1,138 +1,181 @@
-//! `rlhf-worker gpu-check`: one bf16 training step and one sampling run of a 1.3B model on the GPU.
+//! `rlhf-worker gpu-check`: what `rlhf gpu-check` measures within one process.
 
+use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use datasets::Tokenizer;
 use generation::{Request, SamplingOptions};
-use model::{Head, Model};
-use recipe::families::Sizes;
-use recipe::plan::{OptimizerPlan, Schedule};
-use recipe::shape::{Family, ModelShape};
+use model::weights::SHARD_BYTES;
+use model::{Head, Model, write_folder};
+use recipe::request::{Compute, DeviceReport, GpuRequest, SamplingReport};
+use recipe::shape::ModelShape;
 use runtime::events::{Event, emit};
+use runtime::files::WholeFolder;
 use runtime::seeds;
-use serde_json::json;
-use tch::Kind;
-use trainer::{LmOptions, LmRow, Stepper, lm_backward};
+use serde::Serialize;
+use tch::{Device, Kind, Tensor, no_grad};
+use torch_ext::cuda::Cuda;
+use trainer::context::kind_of;
 
 use crate::compute;
 
-const BATCH: usize = 8;
-const CONTEXT: usize = 1024;
-const PROMPTS: u64 = 128;
-const PROMPT_TOKENS: usize = 256;
-const NEW_TOKENS: usize = 256;
+/// Rounds that are timed; the fastest counts.
+const ROUNDS: usize = 5;
 
-/// Prints one JSON object of measurements. Fails where no GPU can be used or a number is not finite.
-pub fn run() -> Result<()> {
-    let device = compute::device("cuda")?;
-    let Some(cuda) = torch_ext::cuda::load()? else {
-        bail!("no usable GPU")
-    };
-    let shape = shape();
-    let model = Model::init(&shape, Head::Token, 1, device, Kind::BFloat16);
-    let train_s = training_steps(&model, &shape)?;
-    let peak_training_bytes = cuda.peak_bytes(0)?;
-    cuda.reset_peak(0)?;
-    let (sample_s, tokens) = sampling(&model, &shape)?;
-    let line = json!({
-        "device": cuda.properties(0)?.name,
-        "parameters": model.num_params(),
-        "train_first_step_s": train_s[0],
-        "train_step_s": train_s[1],
-        "train_tokens_per_s": (BATCH * CONTEXT) as f64 / train_s[1],
-        "train_peak_bytes": peak_training_bytes,
-        "sample_s": sample_s,
-        "sample_tokens_per_s": tokens as f64 / sample_s,
-        "sample_peak_bytes": cuda.peak_bytes(0)?,
-    });
-    emit(&Event::Output {
-        line: line.to_string(),
-    });
-    Ok(())
-}
-
-/// GPT-3 XL's size in the Llama shape.
-fn shape() -> ModelShape {
-    ModelShape {
-        mlp_width: 5504,
-        tie_embeddings: true,
-        ..Family::Llama.shape(&Sizes {
-            vocab_size: 50_304,
-            max_positions: 2048,
-            layers: 24,
-            width: 2048,
-            heads: 16,
-        })
+/// Does what is asked; prints the answer as one JSON object. Fails where the device cannot be used or a number is
+/// not finite.
+pub fn run(request: &GpuRequest) -> Result<()> {
+    match request {
+        GpuRequest::Device { compute } => answer(&measure(compute)?),
+        GpuRequest::RandomModel {
+            shape,
+            scalar,
+            tokenizer,
+            out,
+            compute,
+        } => {
+            let head = if *scalar { Head::Scalar } else { Head::Token };
+            random_model((shape, head), tokenizer, out, compute)
+        }
+        GpuRequest::Sample {
+            model,
+            prompts,
+            prompt_tokens,
+            new_tokens,
+            turns,
+            compute,
+        } => {
+            let sizes = [*prompts, *prompt_tokens, *new_tokens];
+            answer(&sample(model, sizes, *turns, compute)?)
+        }
     }
 }
 
-fn tokens(row: u64, count: usize, vocab_size: usize) -> Vec<u32> {
-    let id = |position| seeds::key(1, "gpu check", row, position) % vocab_size as u64;
+fn answer(report: &impl Serialize) -> Result<()> {
+    let line = serde_json::to_string(report)?;
+    emit(&Event::Output { line });
+    Ok(())
+}
+
+/// CUDA's statistics where the device is a GPU.
+fn cuda(device: Device) -> Result<Option<&'static Cuda>> {
+    if device.is_cuda() {
+        let cuda = torch_ext::cuda::load()?.context("no usable GPU")?;
+        return Ok(Some(cuda));
+    }
+    Ok(None)
+}
+
+/// Seconds of the fastest round of `work`, after one that is not timed.
+fn fastest(cuda: Option<&Cuda>, mut work: impl FnMut()) -> Result<f64> {
+    let mut least = f64::INFINITY;
+    for round in 0..=ROUNDS {
+        let started = Instant::now();
+        work();
+        if let Some(cuda) = cuda {
+            cuda.synchronize(0)?;
+        }
+        if round > 0 {
+            least = least.min(started.elapsed().as_secs_f64());
+        }
+    }
+    Ok(least)
+}
+
+fn measure(compute: &Compute) -> Result<DeviceReport> {
+    let (device, kind) = (compute::device(&compute.device)?, kind_of(compute.dtype));
+    let cuda = cuda(device)?;
+    // A product of more than a millisecond, several in a row; a copy of more than any cache.
+    let (size, products, bytes) = match cuda {
+        Some(_) => (8192, 16, 2 << 30),
+        None => (1024, 2, 128 << 20),
+    };
+    let _guard = tch::no_grad_guard();
+    // A GPU is slower with numbers that differ: all ones would show more than any model gets.
+    let random = || Tensor::randn([size, size], (Kind::Float, device)).to_kind(kind);
+    let (a, b) = (random(), random());
+    let product_s = fastest(cuda, || {
+        for _ in 0..products {
+            drop(a.matmul(&b));
+        }
+    })?;
+    let from = Tensor::ones([bytes], (Kind::Uint8, device));
+    let mut to = from.empty_like();
+    let copy_s = fastest(cuda, || to.copy_(&from))?;
+    let properties = cuda.map(|cuda| cuda.properties(0)).transpose()?;
+    Ok(DeviceReport {
+        memory_bytes: properties.as_ref().map(|it| it.total_bytes),
+        name: properties.map(|it| it.name),
+        flops_per_second: f64::from(products) * 2.0 * (size as f64).powi(3) / product_s,
+        bytes_per_second: 2.0 * bytes as f64 / copy_s,
+    })
+}
+
+fn random_model(
+    (shape, head): (&ModelShape, Head),
+    tokenizer: &Path,
+    out: &Path,
+    compute: &Compute,
+) -> Result<()> {
+    let (device, kind) = (compute::device(&compute.device)?, kind_of(compute.dtype));
+    let tokenizer = Tokenizer::load(tokenizer)?;
+    let model = Model::init(shape, head, 1, device, kind);
+    let folder = WholeFolder::create(out)?;
+    write_folder(folder.path(), &model, &tokenizer, SHARD_BYTES)?;
+    folder.commit()?;
+    Ok(())
+}
+
+fn random_prompt(episode: u64, count: usize, vocab_size: usize) -> Vec<u32> {
+    let id = |position| seeds::key(1, "gpu check", episode, position) % vocab_size as u64;
     (0..count as u64)
         .map(|position| id(position) as u32)
         .collect()
 }
 
-/// Seconds of two updates; the first one also loads kernels.
-fn training_steps(model: &Model, shape: &ModelShape) -> Result<[f64; 2]> {
-    let optimizer = OptimizerPlan {
-        lr: 1e-5,
-        betas: [0.9, 0.95],
-        eps: 1e-8,
-        weight_decay: 0.0,
-        schedule: Schedule::Constant,
-        floor: 0.0,
-        warmup: 0,
-        warmup_from: 0.0,
-        clip: 1.0,
-    };
-    let mut stepper = Stepper::new(model, &optimizer, 2);
-    let rows: Vec<LmRow> = (0..BATCH as u64)
-        .map(|row| LmRow::plain(tokens(row, CONTEXT, shape.vocab_size)))
-        .collect();
-    let options = LmOptions {
-        micro_batch: BATCH,
-        pad_id: 0,
-        coef: 1.0,
-        checkpointing: false,
-        dropout: 0.0,
-        dropout_key: 0,
-    };
-    let mut seconds = [0.0; 2];
-    for (step, seconds) in (0..).zip(&mut seconds) {
-        let started = Instant::now();
-        let loss = lm_backward(model, &mut stepper, &rows, &options)?.mean();
-        let update = stepper.update(step)?;
-        ensure!(
-            loss.is_finite() && update.grad_norm > 0.0,
-            "loss {loss}, {update:?}"
-        );
-        *seconds = started.elapsed().as_secs_f64();
-    }
-    Ok(seconds)
-}
-
-fn sampling(model: &Model, shape: &ModelShape) -> Result<(f64, usize)> {
-    let requests: Vec<Request> = (0..PROMPTS)
-        .map(|episode| Request {
-            prompt_ids: tokens(1000 + episode, PROMPT_TOKENS, shape.vocab_size),
-            episode,
-        })
-        .collect();
+fn sample(
+    dir: &Path,
+    [prompts, prompt_tokens, new_tokens]: [usize; 3],
+    turns: usize,
+    compute: &Compute,
+) -> Result<SamplingReport> {
+    let model = compute::load(dir, None, compute)?;
+    let cuda = cuda(model.device())?;
     let options = SamplingOptions {
-        max_new_tokens: NEW_TOKENS,
+        max_new_tokens: new_tokens,
+        ignore_eos: true,
         seed: 1,
         purpose: "gpu check",
-        max_batch: PROMPTS as usize,
+        max_batch: compute.batch,
         ..SamplingOptions::default()
     };
-    let started = Instant::now();
-    let samples = generation::generate(model, &requests, &options)?;
-    let tokens = samples.iter().map(|sample| sample.output_ids.len()).sum();
-    let finite = samples
-        .iter()
-        .flat_map(|s| &s.logprobs)
-        .all(|logprob| logprob.is_finite());
-    ensure!(finite, "a sampled log-probability is not finite");
-    Ok((started.elapsed().as_secs_f64(), tokens))
+    let mut seconds = Vec::new();
+    for turn in 0..=turns as u64 {
+        let requests: Vec<Request> = (turn * prompts as u64..)
+            .take(prompts)
+            .map(|episode| Request {
+                prompt_ids: random_prompt(episode, prompt_tokens, model.shape.vocab_size),
+                episode,
+            })
+            .collect();
+        let started = Instant::now();
+        // The tokens are on the host when it returns.
+        let samples = no_grad(|| generation::generate(&model, &requests, &options))?;
+        if turn > 0 {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        let whole = |s: &generation::Sample| s.output_ids.len() == new_tokens;
+        ensure!(samples.iter().all(whole), "a response is too short");
+        let finite = samples
+            .iter()
+            .flat_map(|s| &s.logprobs)
+            .all(|x| x.is_finite());
+        ensure!(finite, "a sampled log-probability is not finite");
+    }
+    let peak_bytes = cuda.map(|cuda| cuda.peak_bytes(0)).transpose()?;
+    Ok(SamplingReport {
+        seconds,
+        peak_bytes,
+    })
 }

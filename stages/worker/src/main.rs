@@ -49,6 +49,8 @@ enum Command {
         stage: String,
         #[arg(long, default_value = "auto")]
         device: String,
+        #[arg(long)]
+        deterministic: bool,
     },
     /// Sample.
     Generate { request: String },
@@ -68,8 +70,8 @@ enum Command {
     Retrieval { request: String },
     /// Say what libtorch and devices there are.
     Probe,
-    /// Train and sample a 1.3B model in bf16 on the GPU.
-    GpuCheck,
+    /// Measure a device, make a model, or time sampling.
+    GpuCheck { request: String },
 }
 
 fn main() -> ExitCode {
@@ -111,7 +113,8 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             run_dir,
             stage,
             device,
-        } => return stage::run(run_dir, stage, device),
+            deterministic,
+        } => return stage::run(run_dir, stage, device, *deterministic),
         Command::Generate { request } => generate::run(&parse(request)?)?,
         Command::Score { request } => score::run(&parse(request)?)?,
         Command::Convert { request } => convert::run(&parse(request)?)?,
@@ -121,7 +124,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Eval { request } => evaluate::run(&parse(request)?)?,
         Command::Retrieval { request } => retrieval::run(&parse(request)?)?,
         Command::Probe => probe::run()?,
-        Command::GpuCheck => gpu_check::run()?,
+        Command::GpuCheck { request } => gpu_check::run(&parse(request)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,7 +10,7 @@ use runtime::run_folder::RunFolder;
 use trainer::{Outcome, StageContext};
 
 /// Runs `name` from its last snapshot, or from the start.
-pub fn run(run_dir: &Path, name: &str, device: &str) -> Result<ExitCode> {
+pub fn run(run_dir: &Path, name: &str, device: &str, deterministic: bool) -> Result<ExitCode> {
     let run = RunFolder::open_or_create(run_dir)?;
     let text = std::fs::read_to_string(run.plan_path())
         .with_context(|| format!("{}", run.plan_path().display()))?;
@@ -19,9 +19,13 @@ pub fn run(run_dir: &Path, name: &str, device: &str) -> Result<ExitCode> {
         bail!("{} has no stage `{name}`", run.plan_path().display());
     };
     let device = crate::compute::device(device)?;
+    if deterministic {
+        torch_ext::use_deterministic()?;
+    }
     tracing::info!(
         stage = name,
         ?device,
+        deterministic,
         threads = tch::get_num_threads(),
         "started"
     );

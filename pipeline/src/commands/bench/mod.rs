@@ -8,12 +8,11 @@ mod ours;
 mod report;
 mod theirs;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
 use clap::Args;
 
+use super::measured::replace_folder;
 use crate::failure::{Failure, Outcome};
 use crate::values::{DtypeArg, at_least_one};
 use ours::Ours;
@@ -130,7 +129,7 @@ pub fn run(args: &BenchArgs) -> Outcome {
     if peers.is_none() {
         eprintln!("the other side is not measured: no --peers");
     }
-    replace_folder(&args.run_dir)?;
+    replace_folder(&args.run_dir, "benchmark")?;
     let mut report = Report::default();
     for turn in 0..args.repeats {
         for dtype in args.dtypes.iter().map(|dtype| dtype.word()) {
@@ -164,42 +163,4 @@ fn conclude(args: &BenchArgs, report: &Report) -> Outcome {
         report.write(out, &table).map_err(Failure::Run)?;
     }
     Ok(())
-}
-
-/// Empties the folder of an earlier benchmark, and no other.
-fn replace_folder(folder: &Path) -> Outcome {
-    const MARK: &str = "benchmark";
-    if folder.exists() {
-        if !folder.join(MARK).exists() {
-            return Err(Failure::Usage(anyhow!(
-                "--run-dir {} is there, and not of a benchmark\n  hint: name a new folder",
-                folder.display()
-            )));
-        }
-        fs::remove_dir_all(folder)
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::write(folder.join(MARK), ""))
-        .with_context(|| format!("cannot make {}", folder.display()))?;
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_folder_of_a_benchmark_is_replaced() {
-        let dir = tempfile::tempdir().expect("a folder");
-        let folder = dir.path().join("runs/benchmarks");
-        replace_folder(&folder).expect("a new folder");
-        fs::write(folder.join("old"), "").expect("a file");
-        replace_folder(&folder).expect("its own folder");
-        assert!(!folder.join("old").exists());
-        let Err(Failure::Usage(error)) = replace_folder(dir.path()) else {
-            panic!("another's folder was replaced")
-        };
-        assert!(error.to_string().contains("not of a benchmark"), "{error}");
-    }
 }

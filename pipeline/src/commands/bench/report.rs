@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result};
 use runtime::statistics::median;
 use serde_json::{Value, json};
 
 use super::{Measurement, OURS, Work};
+use crate::commands::measured::machine;
 
 /// Everything that was measured.
 #[derive(Debug, Default)]
@@ -198,26 +198,6 @@ impl Report {
             .and_then(|()| fs::write(folder.join("cpu.md"), head + table))
             .with_context(|| format!("cannot write into {}", folder.display()))
     }
-}
-
-/// Where and when this was measured, and of which sources.
-fn machine() -> Value {
-    let said = |program: &str, arguments: &[&str]| {
-        let output = Command::new(program).args(arguments).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        (output.status.success() && !text.is_empty()).then_some(text)
-    };
-    let cpu = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
-    json!({
-        "cpu": cpu,
-        "threads": std::thread::available_parallelism().map_or(1, usize::from),
-        "date": said("date", &["-u", "+%Y-%m-%d"]),
-        "commit": said("git", &["describe", "--always", "--dirty"]),
-        "version": env!("CARGO_PKG_VERSION"),
-    })
 }
 
 #[cfg(test)]

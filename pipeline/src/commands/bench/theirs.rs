@@ -1,18 +1,17 @@
 //! The other side: `PyTorch`, transformers and TRL, in an environment of their own.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::anyhow;
-use serde::Deserialize;
 
 use super::report::Report;
 use super::{
     Measurement, NEW_TOKENS, PEER_SAMPLE_BATCHES, PPO_BATCH, PROMPT_TOKENS, ROW_TOKENS,
     TRAIN_BATCH, Work,
 };
+use crate::commands::measured::{ScriptLine, run_script};
 use crate::failure::{Failure, Outcome};
 
 /// Timed batches or steps of a process, after its warm-up.
@@ -24,16 +23,6 @@ const BATCHES: usize = 3;
 pub(super) struct Peers {
     environment: PathBuf,
     scripts: PathBuf,
-}
-
-/// A line of a script.
-#[derive(Debug, Deserialize)]
-struct Line {
-    work: String,
-    side: String,
-    per_second: Vec<f64>,
-    start_s: Option<f64>,
-    versions: BTreeMap<String, String>,
 }
 
 impl Peers {
@@ -113,10 +102,11 @@ impl Peers {
         reward: &Path,
         dtype: &str,
         sizes: [usize; 4],
-    ) -> Result<Vec<Line>, String> {
+    ) -> Result<Vec<ScriptLine>, String> {
         let [batch, prompt, tokens, repeats] = sizes.map(|size| size.to_string());
         let absolute = |path: &Path| std::path::absolute(path).map_err(|error| error.to_string());
-        let output = Command::new(self.environment.join("bin/python"))
+        let mut command = Command::new(self.environment.join("bin/python"));
+        command
             .arg(self.scripts.join(script))
             .arg("--model")
             .arg(absolute(model)?)
@@ -125,21 +115,8 @@ impl Peers {
             .args(["--dtype", dtype, "--batch", &batch, "--prompt", &prompt])
             .args(["--tokens", &tokens, "--repeats", &repeats])
             // The TRL that still has PPO lies beside the other one.
-            .env("PYTHONPATH", self.python_path(script))
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            let last: Vec<&str> = said.trim().lines().rev().take(3).collect();
-            return Err(format!("{script}: {}", last.join(" | ")));
-        }
-        // TRL prints a log of its own between.
-        let said = String::from_utf8_lossy(&output.stdout);
-        Ok(said
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect())
+            .env("PYTHONPATH", self.python_path(script));
+        run_script(&mut command, None).map_err(|problem| format!("{script}: {problem}"))
     }
 
     fn python_path(&self, script: &str) -> PathBuf {

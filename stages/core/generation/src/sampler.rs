@@ -140,7 +140,7 @@ fn keep_top_k(logits_bv: &Tensor, k: usize) -> Tensor {
 fn keep_top_p(logits_bv: &Tensor, p: f64) -> Tensor {
     let (sorted_bv, order_bv) = logits_bv.sort_stable(true, -1, true);
     let probs_bv = sorted_bv.softmax(-1, Kind::Double);
-    let before_bv = probs_bv.cumsum(-1, None) - &probs_bv;
+    let before_bv = torch_ext::sums_so_far(&probs_bv) - &probs_bv;
     let excluded_bv = before_bv.ge(p);
     // The likeliest token stays, whatever rounding does to its 0.
     let _ = excluded_bv.narrow(-1, 0, 1).fill_(0);
@@ -154,7 +154,7 @@ fn keep_top_p(logits_bv: &Tensor, p: f64) -> Tensor {
 /// f64) passes it. Tokens of probability 0 are never chosen.
 fn invert_cdf(logprobs_bv: &Tensor, uniform_b1: &Tensor) -> Tensor {
     // Converted first: `cumsum` with another type than its input's is ten times slower on a CPU.
-    let cdf_bv = logprobs_bv.exp().to_kind(Kind::Double).cumsum(-1, None);
+    let cdf_bv = torch_ext::sums_so_far(&logprobs_bv.exp().to_kind(Kind::Double));
     let last = cdf_bv.size()[1] - 1;
     // The sum is 1 up to rounding; scaling by it makes every number below 1 fall on a token.
     let threshold_b1 = uniform_b1 * cdf_bv.narrow(-1, last, 1);

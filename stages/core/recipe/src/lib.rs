@@ -42,6 +42,7 @@ mod pretraining;
 mod reader;
 mod references;
 pub mod request;
+mod request_gpu;
 mod request_retrieval;
 mod schema;
 pub mod shape;

@@ -7,6 +7,7 @@ use runtime::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Dtype, GoldRule, Quantization, SamplingPlan};
+pub use crate::request_gpu::{DeviceReport, GpuRequest, SamplingReport};
 pub use crate::request_retrieval::{DepthReport, LengthReport, RetrievalReport, RetrievalRequest};
 
 /// How a request is computed.

@@ -1,4 +1,5 @@
-// Questions about libtorch itself.
+// Questions to libtorch itself, and its one switch.
+#include <ATen/Context.h>
 #include <ATen/Version.h>
 #include <dlfcn.h>
 
@@ -24,6 +25,20 @@ char* rlhf_libtorch_path(char** path) {
     }
     *path = strdup(info.dli_fname);
   });
+}
+
+// What `torch.use_deterministic_algorithms(True)` and its two companions for cuDNN set.
+char* rlhf_use_deterministic() {
+  return rlhf::guarded([&] {
+    auto& context = at::globalContext();
+    context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+    context.setDeterministicCuDNN(true);
+    context.setBenchmarkCuDNN(false);
+  });
+}
+
+char* rlhf_is_deterministic(bool* on) {
+  return rlhf::guarded([&] { *on = at::globalContext().deterministicAlgorithms(); });
 }
 
 }  // extern "C"

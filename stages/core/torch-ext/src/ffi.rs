@@ -15,6 +15,8 @@ unsafe extern "C" {
     pub(crate) fn rlhf_free(text: *mut c_char);
     pub(crate) fn rlhf_show_config(text: *mut *mut c_char) -> Status;
     pub(crate) fn rlhf_libtorch_path(path: *mut *mut c_char) -> Status;
+    pub(crate) fn rlhf_use_deterministic() -> Status;
+    pub(crate) fn rlhf_is_deterministic(on: *mut bool) -> Status;
     pub(crate) fn rlhf_fused_adamw(
         n: usize,
         params: *const *const C_tensor,

@@ -10,13 +10,14 @@
 //! libtorch and nothing of models, data or training.
 //!
 //! Reading order: `error`, `ffi` (every foreign declaration), `ops`, `kind`, `quantized`, `fused`, `packed`, `cached_attention`, `sample`,
-//! `kernels`, `device_attention`, `bytes`, `device`, `cuda`, `graph`.
+//! `kernels`, `device_attention`, `bytes`, `device`, `deterministic`, `cuda`, `graph`.
 //! The C++ lies in `cpp/`: operators for the CPU, and the border to those for GPUs (`device.h`), which are a library of
 //! their own (`cpp/cuda`). Their kernels also compile for the CPU, where tests run them (`cpp/cuda/emulate.h`).
 
 mod bytes;
 mod cached_attention;
 pub mod cuda;
+mod deterministic;
 mod device;
 mod device_attention;
 mod dynamic;
@@ -34,6 +35,7 @@ mod sample;
 
 pub use bytes::{Layout, MappedFile, tensor_from_bytes};
 pub use cached_attention::{CACHE_BLOCK, CachedOptions, CachedRows, cached_attention};
+pub use deterministic::{is_deterministic, sums_so_far, use_deterministic};
 pub use device::{DeviceChoice, gpu_expected, num_cuda_devices, resolve_device};
 pub use device_attention::{DeviceRows, WIDEST_DEVICE_HEAD, device_attention};
 pub use error::TorchError;
