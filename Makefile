@@ -126,7 +126,7 @@ dist: build ## a stripped, relocatable archive: dist/rlhf-linux-x86_64.tar.gz
 	cp experiments/gpu/README.md experiments/gpu/*.toml dist/rlhf/experiments/gpu/
 	cp experiments/benchmarks/peers/*.py experiments/benchmarks/peers/requirements.txt dist/rlhf/experiments/benchmarks/peers/
 	cp README.md LICENSE dist/rlhf/
-	git describe --always --dirty > dist/rlhf/COMMIT
+	{ git describe --always --dirty 2>/dev/null || echo unknown; } > dist/rlhf/COMMIT
 	printf 'gpu-check:\n\tbin/rlhf gpu-check $$(FLAGS)\n' > dist/rlhf/Makefile
 	tar -C dist -czf dist/rlhf-linux-x86_64.tar.gz rlhf
 	@ls -lh dist/rlhf-linux-x86_64.tar.gz

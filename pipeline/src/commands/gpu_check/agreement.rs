@@ -236,8 +236,11 @@ pub(super) fn largest(theirs: &[f64], ours: &[f64]) -> Result<f64> {
         .iter()
         .zip(ours)
         .map(|(a, b)| (a - b).abs() / a.abs().max(1.0));
-    // A number that is none differs.
-    Ok(apart.fold(0.0, |most, it| if it <= most { most } else { it }))
+    // A number that is none stays in the result, which is then within no bound.
+    Ok(apart.fold(
+        0.0,
+        |most: f64, it| if most > it || most.is_nan() { most } else { it },
+    ))
 }
 
 /// The same of the numbers of the first updates.

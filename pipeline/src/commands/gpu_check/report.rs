@@ -259,11 +259,9 @@ impl Report {
                 row.peak_bytes
                     .map(|bytes| format!("{:.1} GiB held", bytes / GIB)),
             );
-            let begin = format!(
-                "{begin} {ours:.0} {} | {} |",
-                work.unit(),
-                shares.join("; ")
-            );
+            let small = if self.is_rehearsal { "in small: " } else { "" };
+            let (unit, shares) = (work.unit(), shares.join("; "));
+            let begin = format!("{begin} {small}{ours:.0} {unit} | {shares} |");
             let sides: Vec<_> = self.sides(work).collect();
             if sides.is_empty() {
                 let _ = writeln!(text, "{begin} not run | |");
