@@ -50,7 +50,7 @@ pub struct Versions {
     pub runtime: i32,
 }
 
-/// Mirrors `rlhf_device_properties` in `cpp/cuda.cpp`.
+/// Mirrors `rlhf_device_properties` in `cpp/cuda/runtime.cpp`.
 #[repr(C)]
 struct RawProperties {
     name: [c_char; 256],
@@ -130,7 +130,7 @@ impl Cuda {
                 hint: HINT,
             })
         };
-        // SAFETY: each type above is the C signature of the function of that name in `cpp/cuda.cpp`,
+        // SAFETY: each type above is the C signature of the function of that name in `cpp/cuda/runtime.cpp`,
         // and the library is never unloaded.
         unsafe {
             use std::mem::transmute;
