@@ -11,7 +11,7 @@ use runtime::metrics::Metrics;
 use runtime::statistics::mean;
 use serde::{Deserialize, Serialize};
 use trainer::{
-    Ema, Outcome, Peak, PretrainText, Progress, RestorePart, SnapshotPart, StageContext, Stepper,
+    Ema, Outcome, PretrainText, Progress, RestorePart, SnapshotPart, StageContext, Stepper,
 };
 
 use crate::PpoError;
@@ -40,7 +40,6 @@ struct Ppo<'a> {
     text: Option<PretrainText>,
     heldout: Heldout,
     log: Progress,
-    peak: Peak,
 }
 
 /// Runs PPO from its last snapshot, or from the start.
@@ -113,7 +112,6 @@ impl<'a> Ppo<'a> {
             prompts,
             heldout,
             log,
-            peak: Peak::measure(ctx.device, ctx.kind),
         })
     }
 
@@ -200,7 +198,10 @@ impl<'a> Ppo<'a> {
         metrics.insert("time/step", seconds);
         metrics.insert("episodes_per_second", episodes.len() as f64 / seconds);
         metrics.insert("tokens_per_second", tokens as f64 / seconds);
-        metrics.insert("mfu", self.peak.utilisation(self.flops(episodes), seconds));
+        metrics.insert(
+            "mfu",
+            self.ctx.peak.utilisation(self.flops(episodes), seconds),
+        );
     }
 
     /// Model FLOPs of an iteration: every model's forward passes over the episodes, the updates of

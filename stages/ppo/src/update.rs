@@ -109,14 +109,14 @@ fn backward(
     for micro in episodes.chunks(lesson.ctx.plan.execution.micro_batch) {
         let batch = lesson.batch(micro, models);
         let pass = policy_backward(&models.policy, head, &batch, &terms)?;
-        steppers.policy.accumulate();
+        steppers.policy.accumulate()?;
         steppers.policy.observe_loss(pass.sum / terms.tokens);
         report.observe_policy(&pass, &batch, before_any_update);
         let value = match &mut steppers.value {
             None => pass.value,
             Some(stepper) => {
                 let value = value_backward(&models.value, &batch, &terms)?;
-                stepper.accumulate();
+                stepper.accumulate()?;
                 stepper.observe_loss(value.sum / terms.tokens);
                 Some(value)
             }

@@ -358,7 +358,7 @@ fn pretraining_gradients_are_mixed_in_by_their_coefficient() {
             ppo_backward(&golden, &model),
             golden.number("ptx.ppo_loss"),
         );
-        stepper.accumulate();
+        stepper.accumulate().expect("sums");
         let mean = ptx_backward(&golden, &model, &mut stepper, micro_batch);
         assert_close("ptx loss", mean, golden.number("ptx.ptx_loss"));
         for (name, ours) in PTX_PARAMETERS {

@@ -96,7 +96,7 @@ fn backward(
         if let Some(tape) = tape {
             tape.backward(&session.model)?;
         }
-        session.stepper.accumulate();
+        session.stepper.accumulate()?;
         loss_sum += loss.double_value(&[]);
         all_margins.extend(to_vec(&margins(&scores_n.detach(), &pairs)));
         scores.extend(to_vec(&scores_n));

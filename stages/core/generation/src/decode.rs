@@ -9,6 +9,7 @@ use std::mem;
 use std::ops::Range;
 
 use model::{CachedRow, KvCache, Model, StepTables};
+use recipe::memory::PROMPT_TOKENS_PER_STEP;
 use runtime::seeds;
 use tch::{Kind, Tensor};
 
@@ -19,8 +20,6 @@ use crate::sampler::{choose_rows, to_host};
 /// Steps between two copies of tokens to the host on a GPU, each of which waits for the device. Rows
 /// that end in between run on to the next copy, and what they made is dropped.
 const GPU_STEPS_PER_LOOK: usize = 8;
-/// Prompt tokens that are read in one step, at most (and one prompt at least).
-const PROMPT_TOKENS_PER_STEP: usize = 8192;
 
 /// Continues every prompt; samples come in the order of their requests.
 ///

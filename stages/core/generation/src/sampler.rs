@@ -3,13 +3,11 @@
 //! Shapes: `b` rows, `v` vocabulary. Everything here works row by row.
 
 use model::Model;
+use recipe::memory::LOGITS_AT_ONCE;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Cuts, LARGEST_DEVICE_VOCABULARY, device_sample, has_device_kernels, wide_kind};
 
 use crate::options::SamplingOptions;
-
-/// Logits that exist at a time, at most (64 MiB in f32).
-const LOGITS_AT_ONCE: usize = 1 << 24;
 
 /// The next token of each row of hidden states `[b, d]` and its log-probability, `[b]` each, as [`choose`] does.
 pub(crate) fn choose_rows(

@@ -12,6 +12,9 @@ use crate::cached::{Attender, CachedSpan};
 use crate::context::Columns;
 use crate::transformer::Model;
 
+// What the plan counts with.
+const _: () = assert!(CACHE_BLOCK == recipe::memory::CACHE_BLOCK);
+
 /// Keys and values of all layers, in blocks of 16 positions that rows take and give back. Rows with the
 /// same beginning share its blocks.
 #[derive(Debug)]

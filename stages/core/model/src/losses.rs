@@ -3,14 +3,11 @@
 //! Shape suffixes: b rows, t positions, s any stretch of positions, r response positions, d width,
 //! n rows times positions, v vocabulary, c a chunk of n.
 
+use recipe::memory::KEPT_LOGITS;
 use tch::Tensor;
 use torch_ext::wide_kind;
 
 use crate::transformer::Model;
-
-/// Up to this many logits the graph keeps them (128 MiB in f32); beyond, they are computed anew in
-/// the backward pass, a chunk at a time.
-const KEPT_LOGITS: usize = 1 << 25;
 
 /// Log-probabilities `[b, s]` of `targets_bs` (int64) under the hidden states `[b, s, d]` at the
 /// same places, at a sampling temperature: `ln softmax(logits / temperature)`, in f32 (f64 for f64).

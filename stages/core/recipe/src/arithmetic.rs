@@ -1,15 +1,12 @@
 //! Parameters, floating-point operations and memory, from shapes alone.
 //!
 //! Parameters are exact. Operations count multiplications and additions of matrix products, and
-//! attention as if every token saw the whole context (Chowdhery et al. 2022, appendix B). Memory is
-//! a simple model, stated at [`training_bytes`] and its neighbours: it names what is large.
+//! attention as if every token saw the whole context (Chowdhery et al. 2022, appendix B). Memory is that of
+//! weights, states and activations; what of it is alive at once is in [`crate::memory`].
 
 use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan, Quantization};
 use crate::shape::ModelShape;
 use crate::tensors::{Head, TensorSpec, tensors};
-
-/// A loss computes logits a chunk at a time, of at most this size in f32 (less on a CPU).
-pub const LOGIT_CHUNK_BYTES: usize = 512 << 20;
 
 /// On a CPU a model is copied for sampling and scoring, its matrices in another order, where it is not larger than
 /// this.
@@ -109,30 +106,27 @@ impl ModelShape {
     /// What a block keeps for its backward pass, numbers per token: the inputs and outputs of its two
     /// norms, query, key, value, attention's output, and of the MLP what its products make and what the last of them
     /// reads (a gate is applied in one pass, and only its inputs are kept).
-    fn block_activations(&self) -> u64 {
+    pub(crate) fn block_activations(&self) -> u64 {
         let mlp = if self.gated { 3 } else { 2 } * self.mlp_width;
         (4 * self.width + 2 * (self.heads + self.kv_heads) * self.head_dim + mlp) as u64
     }
 
-    /// Activations of a training pass over `tokens` tokens: those of every block, or with
-    /// checkpointing the blocks' inputs and one block's; and the gradients of one block's as they come
-    /// and go, of which at most two lie beside each other.
-    pub fn activation_bytes(&self, tokens: usize, execution: &Execution) -> u64 {
-        let layers = self.layers as u64;
-        let kept = if execution.checkpointing {
-            layers * self.width as u64 + self.block_activations()
-        } else {
-            layers * self.block_activations()
-        };
-        let gradients = 2 * (self.width + self.mlp_width) as u64;
-        (kept + gradients) * tokens as u64 * execution.dtype.bytes()
+    /// The gradients of a block's activations, numbers per token, of which its MLP's lie beside each other: that of what
+    /// the last product reads, and those of what it is made of.
+    pub(crate) fn block_gradients(&self) -> usize {
+        let mlp = if self.gated { 3 } else { 2 } * self.mlp_width;
+        2 * self.width + mlp
     }
 
-    /// Logits of `tokens` tokens and their gradient, in f32 at least; of one chunk of them
-    /// ([`LOGIT_CHUNK_BYTES`]) where they are more.
-    pub fn logit_bytes(&self, tokens: usize, dtype: Dtype) -> u64 {
-        let chunk = (LOGIT_CHUNK_BYTES / (4 * self.vocab_size)).max(1);
-        2 * (tokens.min(chunk) * self.vocab_size) as u64 * dtype.bytes().max(4)
+    /// Activations that a training pass over `tokens` tokens keeps: those of every block, or with checkpointing
+    /// the blocks' inputs.
+    pub fn activation_bytes(&self, tokens: usize, execution: &Execution) -> u64 {
+        let per_block = if execution.checkpointing {
+            self.width as u64
+        } else {
+            self.block_activations()
+        };
+        self.layers as u64 * per_block * tokens as u64 * execution.dtype.bytes()
     }
 }
 
@@ -149,9 +143,18 @@ pub(crate) const PACKED: &str = "weights in another order while it samples, on a
 
 /// The copy of a model that is made on a CPU for sampling from it: none of more than [`PACKED_BYTES`], and none of
 /// codes.
-pub fn packed_bytes(shape: &ModelShape, dtype: Dtype, quantize: Option<Quantization>) -> u64 {
-    let whole = weight_bytes(shape.num_parameters(), dtype);
-    let matrices = weight_bytes(shape.num_matrix_parameters(), dtype);
+pub fn packed_bytes(
+    shape: &ModelShape,
+    head: Head,
+    dtype: Dtype,
+    quantize: Option<Quantization>,
+) -> u64 {
+    let whole = weight_bytes(num_numbers(shape, head), dtype);
+    let output = match head {
+        Head::Token => 0,
+        Head::Scalar => (shape.vocab_size * shape.embedding_width) as u64,
+    };
+    let matrices = weight_bytes(shape.num_matrix_parameters() - output, dtype);
     let in_few_bits = quantize.is_some() || dtype == Dtype::F64;
     if in_few_bits || whole > PACKED_BYTES as u64 {
         0
@@ -180,12 +183,12 @@ pub fn frozen_bytes(
     specs.iter().map(bytes).sum()
 }
 
-/// Weights, gradients and Adam's two moments; with `bf16` weights also the f32 master weights and the
-/// f32 buffers in which gradients are summed.
+/// Weights and Adam's two moments; with `bf16` weights also the f32 master weights. Gradients come and go with each
+/// update.
 pub fn training_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
     let per_parameter = match dtype {
-        Dtype::F32 | Dtype::F64 => 4 * dtype.bytes(),
-        Dtype::Bf16 => 2 + 2 + 4 + 4 + 8,
+        Dtype::F32 | Dtype::F64 => 3 * dtype.bytes(),
+        Dtype::Bf16 => 2 + 4 + 8,
     };
     num_parameters * per_parameter
 }

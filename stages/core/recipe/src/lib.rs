@@ -27,6 +27,7 @@ pub mod hub;
 mod lengthen;
 mod load;
 pub mod lora;
+pub mod memory;
 mod model_table;
 mod nearest;
 pub mod numbers;

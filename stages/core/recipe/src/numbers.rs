@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::arithmetic::{
     PACKED, final_learning_rate, frozen_bytes, model_bytes, packed_bytes, weight_bytes,
 };
+use crate::memory::{Held, Loss, Passes, Place};
 use crate::plan::{
     Dtype, Duration, Execution, LabelPlan, LoraPlan, Objective, Plan, PretrainPlan, Quantization,
     Source, StagePlan, Task, TrainPlan,
@@ -118,21 +119,18 @@ fn training(
     let flops_per_update =
         tokens_per_update * shape.training_flops_per_token(forward, context, lora);
     let micro_tokens = execution.micro_batch * rows * context;
-    let (parameters, logits) = match head {
-        Head::Token => {
-            let logits = shape.logit_bytes(micro_tokens, execution.dtype);
-            (shape.num_parameters(), logits)
-        }
-        Head::Scalar => (shape.num_parameters_scalar(), 0),
+    let parameters = match head {
+        Head::Token => shape.num_parameters(),
+        Head::Scalar => shape.num_parameters_scalar(),
     };
-    let update = shape.activation_bytes(micro_tokens, execution) + logits + mask;
-    let mut memory = model_bytes(shape, head, execution.dtype, lora, quantize) + update;
+    let memory = |place| {
+        let passes = (train.batch, micro_tokens, mask);
+        training_memory(cost, passes, place)
+    };
     let mut numbers = vec![entry("parameters", grouped(parameters))];
     if lora.is_some() {
         let trained = shape.num_trainable(head, lora);
         numbers.push(entry("trained parameters", grouped(trained)));
-        let merged = merged_bytes(parameters, execution.dtype, quantize);
-        memory += merged.saturating_sub(update);
     }
     numbers.extend([
         entry(
@@ -167,11 +165,63 @@ fn training(
         "last learning rate",
         number(final_learning_rate(&train.optimizer)),
     ));
-    numbers.push(entry("peak memory, predicted", bytes(memory)));
+    numbers.extend(peaks(memory));
     if let Some(host) = quantize.map(|_| weight_bytes(parameters, execution.dtype)) {
         numbers.push(entry(HOST_MEMORY, bytes(host)));
     }
     numbers
+}
+
+/// What stays, and the largest of an update, a reward model's normalisation, and the merged weights of `final/`.
+fn training_memory(
+    cost: &Cost<'_>,
+    (batch, tokens, mask): (usize, usize, u64),
+    place: Place,
+) -> u64 {
+    let Cost {
+        shape,
+        head,
+        lora,
+        quantize,
+        execution,
+    } = *cost;
+    let held = Held {
+        shape,
+        head,
+        lora,
+        quantize,
+        execution,
+        place,
+    };
+    let passes = Passes {
+        tokens,
+        loss: match head {
+            Head::Token => Loss::Tokens,
+            Head::Scalar => Loss::Scalar,
+        },
+        on_gradients: batch > execution.micro_batch,
+    };
+    let normalised = match head {
+        Head::Token => 0,
+        Head::Scalar => held.scoring_bytes(tokens, Loss::Scalar),
+    };
+    let parameters = match head {
+        Head::Token => shape.num_parameters(),
+        Head::Scalar => shape.num_parameters_scalar(),
+    };
+    let merged = lora.map_or(0, |_| merged_bytes(parameters, execution.dtype, quantize));
+    let most = (held.update_bytes(&passes) + mask)
+        .max(normalised)
+        .max(merged);
+    model_bytes(shape, head, execution.dtype, lora, quantize) + most
+}
+
+/// The two lines of a stage's memory.
+pub(crate) fn peaks(memory: impl Fn(Place) -> u64) -> [(String, String); 2] {
+    [
+        entry("peak memory, predicted", bytes(memory(Place::Cpu))),
+        entry("peak memory on a GPU, predicted", bytes(memory(Place::Gpu))),
+    ]
 }
 
 /// What is made of adapters on codes for `final/`.
@@ -191,18 +241,33 @@ fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
     let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
     let episodes = (task.num_prompts + task.num_heldout) * task.responses;
     let flops = episodes as f64 * tokens as f64 * shape.forward_flops_per_token(tokens);
-    let memory = frozen_bytes(shape, Head::Token, execution.dtype, task.quantize)
-        + execution.sample_batch.min(episodes) as u64 * shape.cache_bytes(tokens, execution.dtype);
+    let memory = |place| {
+        let held = Held {
+            shape,
+            head: Head::Token,
+            lora: None,
+            quantize: task.quantize,
+            execution,
+            place,
+        };
+        let lengths = (
+            task.sampling.max_prompt_tokens,
+            task.sampling.max_new_tokens,
+        );
+        let rows = execution.sample_batch.min(episodes);
+        frozen_bytes(shape, Head::Token, execution.dtype, task.quantize)
+            + held.sampling_bytes((rows, task.responses), lengths)
+    };
+    let [on_cpu, on_gpu] = peaks(memory);
+    let packed = packed_bytes(shape, Head::Token, execution.dtype, task.quantize);
     vec![
         entry("parameters", grouped(shape.num_parameters())),
         entry("samples", grouped(episodes as u64)),
         entry("tokens, at most", grouped((episodes * tokens) as u64)),
         entry("FLOPs, at most", format!("{flops:.3e}")),
-        entry("peak memory, predicted", bytes(memory)),
-        entry(
-            PACKED,
-            bytes(packed_bytes(shape, execution.dtype, task.quantize)),
-        ),
+        on_cpu,
+        on_gpu,
+        entry(PACKED, bytes(packed)),
     ]
 }
 

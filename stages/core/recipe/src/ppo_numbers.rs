@@ -1,7 +1,8 @@
 //! The numbers that `rlhf plan` prints for a PPO stage.
 
 use crate::arithmetic::{PACKED, frozen_bytes, packed_bytes, training_bytes, weight_bytes};
-use crate::numbers::{HOST_MEMORY, Numbers, bytes, entry, grouped, merged_bytes};
+use crate::memory::{Held, Loss, Passes, Place};
+use crate::numbers::{HOST_MEMORY, Numbers, bytes, entry, grouped, merged_bytes, peaks};
 use crate::plan::{Dtype, Execution, PpoPlan, Quantization, RewardSource};
 use crate::tensors::Head;
 
@@ -45,12 +46,14 @@ pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
             },
         ),
         entry("FLOPs, at most", format!("{flops:.3e}")),
-        entry(
-            "peak memory, predicted",
-            bytes(ppo_bytes(task, tokens, execution)),
-        ),
     ]);
-    let packed = packed_bytes(&task.shape, execution.dtype, task.reference_quantize);
+    numbers.extend(peaks(|place| ppo_bytes(task, execution, place)));
+    let packed = packed_bytes(
+        &task.shape,
+        Head::Token,
+        execution.dtype,
+        task.reference_quantize,
+    );
     numbers.push(entry(PACKED, bytes(packed)));
     let in_codes = ppo_merged(task).filter(|(_, quantize)| quantize.is_some());
     if let Some(largest) = in_codes.map(|(parameters, _)| parameters).max() {
@@ -134,26 +137,114 @@ fn ppo_merged(task: &PpoPlan) -> impl Iterator<Item = (u64, Option<Quantization>
     models.into_iter().filter(move |_| lora.is_some())
 }
 
-/// What stays in memory, and the largest of the cache, the activations of a micro-batch, and with adapters
-/// the merged weights of `final/`.
-fn ppo_bytes(task: &PpoPlan, tokens: usize, execution: &Execution) -> u64 {
+/// What stays in memory, and the largest of what the parts of an iteration and the end have beside it.
+fn ppo_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
     let dtype = execution.dtype;
-    let sample_batch = execution
+    let merged =
+        ppo_merged(task).map(|(parameters, quantize)| merged_bytes(parameters, dtype, quantize));
+    let parts = [
+        collecting_bytes(task, execution, place),
+        learning_bytes(task, execution, place),
+        merged.max().unwrap_or(0),
+    ];
+    ppo_resident_bytes(task, dtype) + parts.into_iter().max().unwrap_or(0)
+}
+
+/// The most of sampling and of scoring by reward models, reference and value model, one after the other.
+fn collecting_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
+    let sampling = &task.sampling;
+    let lengths = (sampling.max_prompt_tokens, sampling.max_new_tokens);
+    let micro_tokens = execution.micro_batch * (lengths.0 + lengths.1);
+    let policy = Held {
+        shape: &task.shape,
+        head: Head::Token,
+        lora: None,
+        quantize: task.reference_quantize,
+        execution,
+        place,
+    };
+    let rows = execution
         .sample_batch
         .min(task.batch.max(task.eval_prompts));
-    let cache = sample_batch as u64 * task.shape.cache_bytes(tokens, dtype);
-    let sequence = task
-        .ptx
-        .as_ref()
-        .map_or(tokens, |ptx| tokens.max(ptx.context));
-    let micro_tokens = execution.micro_batch * sequence;
-    let update = task.shape.activation_bytes(micro_tokens, execution)
-        + task.shape.logit_bytes(micro_tokens, dtype);
-    let merged = ppo_merged(task)
-        .map(|(parameters, quantize)| merged_bytes(parameters, dtype, quantize))
-        .max()
-        .unwrap_or(0);
-    ppo_resident_bytes(task, dtype) + cache.max(update).max(merged)
+    let chosen = Loss::Chosen(execution.micro_batch * lengths.1);
+    let score = |shape, quantize| {
+        let model = Held {
+            shape,
+            head: Head::Scalar,
+            quantize,
+            ..policy
+        };
+        model.scoring_bytes(micro_tokens, Loss::Scalar)
+    };
+    let text = task.ptx.as_ref().map_or(0, |ptx| {
+        policy.forward_bytes(execution.micro_batch * ptx.context)
+    });
+    let rewards = task.reward.iter();
+    let scores = rewards.map(|source| score(&source.shape, source.quantize));
+    let parts = scores.chain([
+        policy.sampling_bytes((rows, 1), lengths),
+        policy.scoring_bytes(micro_tokens, chosen),
+        // A head on the trunk reads the states that are sampled from.
+        match task.vf_coef {
+            Some(_) => 0,
+            None => score(&task.value_shape, None),
+        },
+        text,
+    ]);
+    parts.max().unwrap_or(0)
+}
+
+/// The most of the policy's update, with its gradients on pretraining text, and the value model's.
+fn learning_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
+    let sampling = &task.sampling;
+    let (prompt, new) = (sampling.max_prompt_tokens, sampling.max_new_tokens);
+    let lora = task.lora.as_ref();
+    let on_gradients = task.minibatch > execution.micro_batch;
+    let policy = Held {
+        shape: &task.shape,
+        head: Head::Token,
+        lora: lora.map(|lora| &lora.policy),
+        quantize: task.reference_quantize,
+        execution,
+        place,
+    };
+    let value = Held {
+        shape: &task.value_shape,
+        head: Head::Scalar,
+        lora: lora.map(|lora| &lora.value),
+        ..policy
+    };
+    let episodes = Passes {
+        tokens: execution.micro_batch * (prompt + new),
+        loss: Loss::Chosen(execution.micro_batch * new),
+        on_gradients,
+    };
+    let values = Passes {
+        loss: Loss::Scalar,
+        ..episodes
+    };
+    let text = task.ptx.as_ref().map_or(0, |ptx| {
+        policy.update_bytes(&Passes {
+            tokens: execution.micro_batch * ptx.context,
+            loss: Loss::Tokens,
+            on_gradients: true,
+        })
+    });
+    if task.vf_coef.is_some() {
+        return policy.update_bytes(&episodes).max(text);
+    }
+    // Both models' gradients wait for the end of the minibatch.
+    let beside_policy = if on_gradients {
+        value.waiting_bytes()
+    } else {
+        0
+    };
+    let parts = [
+        policy.update_bytes(&episodes) + beside_policy,
+        value.update_bytes(&values) + policy.waiting_bytes(),
+        text + value.waiting_bytes(),
+    ];
+    parts.into_iter().max().unwrap_or(0)
 }
 
 /// Policy and value model (or its head) in training, reference and reward models, EMA. With adapters the reference is
@@ -172,17 +263,9 @@ fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
     let frozen = policy + task.reward.iter().map(of_reward).sum::<u64>();
     let ema = match task.ema {
         // A head on the trunk is averaged with it.
-        Some(_) if task.vf_coef.is_some() => weight_bytes(trained + value_trained, wide(dtype)),
-        Some(_) => weight_bytes(trained, wide(dtype)),
+        Some(_) if task.vf_coef.is_some() => weight_bytes(trained + value_trained, dtype.wide()),
+        Some(_) => weight_bytes(trained, dtype.wide()),
         None => 0,
     };
     frozen + training_bytes(trained, dtype) + training_bytes(value_trained, dtype) + ema
-}
-
-/// The type of master weights.
-fn wide(dtype: Dtype) -> Dtype {
-    match dtype {
-        Dtype::Bf16 | Dtype::F32 => Dtype::F32,
-        Dtype::F64 => Dtype::F64,
-    }
 }

@@ -230,6 +230,16 @@ pub const METRICS: &[MetricSpec] = &[
         "most memory held since the stage's process began (GPU: by tensors; CPU: by the whole process)",
     ),
     metric(
+        "memory/start",
+        "bytes",
+        "memory/peak before the stage had a model: libtorch itself, which `rlhf plan` leaves out",
+    ),
+    metric(
+        "memory/resident",
+        "bytes",
+        "memory held at the end of the step (GPU: by tensors; CPU: by the whole process)",
+    ),
+    metric(
         "data/epoch",
         "epochs",
         "passes over the training data so far",

@@ -39,4 +39,8 @@ char* rlhf_backward(size_t n, at::Tensor* const* outputs, at::Tensor* const* gra
   return rlhf::guarded([&] { torch::autograd::backward(list(outputs, n), list(grads, n)); });
 }
 
+char* rlhf_free_grad(at::Tensor* tensor) {
+  return rlhf::guarded([&] { tensor->mutable_grad().reset(); });
+}
+
 }  // extern "C"

@@ -35,6 +35,7 @@ unsafe extern "C" {
         outputs: *const *const C_tensor,
         grads: *const *const C_tensor,
     ) -> Status;
+    pub(crate) fn rlhf_free_grad(tensor: *const C_tensor) -> Status;
     pub(crate) fn rlhf_quantized_linear(
         x_ni: *const C_tensor,
         codes: *const C_tensor,

@@ -95,6 +95,16 @@ pub fn fused_adamw(
     })
 }
 
+/// Frees the gradient of `tensor`: its `.grad()` is undefined from now on, and the next backward pass makes a new one.
+///
+/// # Errors
+/// When libtorch throws.
+pub fn free_grad(tensor: &Tensor) -> Result<(), TorchError> {
+    // SAFETY: the tensor is borrowed for this call; its handles share one gradient, which tch hands out with a count
+    // of its own.
+    check("free_grad", unsafe { ffi::rlhf_free_grad(tensor.as_ptr()) })
+}
+
 /// The backward pass from given gradients of `outputs`: accumulates into the leaves' `.grad()`, and
 /// frees the graph (`torch::autograd::backward`).
 ///

@@ -1,7 +1,7 @@
 //! The operators against their definitions, and their errors' words.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::{AdamWStep, TorchError, backward, fused_adamw, token_logprobs};
+use torch_ext::{AdamWStep, TorchError, backward, free_grad, fused_adamw, token_logprobs};
 
 const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
 
@@ -159,6 +159,19 @@ fn token_logprobs_are_a_log_softmax_in_every_chunking() {
             .contains("[7, 4] beside a weight of [4, 7]"),
         "{error}"
     );
+}
+
+#[test]
+fn a_gradient_that_was_freed_is_gone_for_every_handle() {
+    let weight = Tensor::ones([3], F64).set_requires_grad(true);
+    for factor in [2.0, 3.0] {
+        (&weight * factor).sum(Kind::Double).backward();
+        let held = weight.grad();
+        free_grad(&weight.shallow_clone()).expect("freed");
+        assert!(!weight.grad().defined());
+        // Not added to the one that was freed, and who still holds that one keeps it.
+        assert!(gap(&held, &Tensor::full([3], factor, F64)) < 1e-15);
+    }
 }
 
 #[test]

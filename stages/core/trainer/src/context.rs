@@ -14,6 +14,8 @@ use runtime::seeds;
 use tch::{Device, Kind};
 
 use crate::error::TrainerError;
+use crate::memory::begin_peak;
+use crate::utilisation::Peak;
 
 /// What every stage is given.
 #[derive(Debug)]
@@ -30,6 +32,10 @@ pub struct StageContext {
     pub device: Device,
     /// Storage format of weights and activations.
     pub kind: Kind,
+    /// What the device can do at most.
+    pub peak: Peak,
+    /// Bytes in memory before there was a model (metric `memory/start`).
+    pub memory_at_start: Option<u64>,
     inputs: Vec<Input>,
 }
 
@@ -59,6 +65,9 @@ impl StageContext {
             inputs.push(Input { key, source, id });
         }
         let (stage, kind) = (run.stage(&plan.name), kind_of(plan.execution.dtype));
+        // A first large product loads what libtorch brings for it.
+        let peak = Peak::measure(device, kind);
+        let memory_at_start = begin_peak(device)?;
         Ok(Self {
             run,
             stage,
@@ -66,6 +75,8 @@ impl StageContext {
             seed,
             device,
             kind,
+            peak,
+            memory_at_start,
             inputs,
         })
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor, no_grad};
+use torch_ext::free_grad;
 
 use crate::error::TrainerError;
 
@@ -10,12 +11,15 @@ use crate::error::TrainerError;
 ///
 /// Parameters in f32 and f64 accumulate in autograd's own `.grad`. Parameters in bf16 (or f16) add each
 /// micro-batch's gradient to an f32 buffer, since the sum of many small bf16 numbers loses them.
-/// A `.grad` that was cleared to zeros and one that does not exist yet give the same sums (but for the
-/// sign of a zero, which no later computation sees), so a resumed run may start without them.
+/// Both are freed by the update that has used them, so that nothing of them is in memory while the next forward pass
+/// fills it, nor, in PPO, beside those of another model.
 #[derive(Debug)]
 pub struct Gradients {
     params: Vec<(String, Tensor)>,
-    buffers: Option<Vec<Tensor>>,
+    /// Sums in f32, where parameters are in fewer bits; `None` before the first gradient.
+    buffers: Option<Vec<Option<Tensor>>>,
+    /// Every parameter has had a gradient before.
+    all_reached: bool,
 }
 
 /// Whether parameters of this kind need f32 copies for accumulation and updates.
@@ -27,65 +31,81 @@ impl Gradients {
     /// Gradients of `params`, in the map's order.
     pub fn new(params: &BTreeMap<String, Tensor>) -> Self {
         let low = params.values().any(|param| is_low_precision(param.kind()));
-        let buffers = low.then(|| {
-            let zeros = |param: &Tensor| param.detach().to_kind(Kind::Float).zeros_like();
-            params.values().map(zeros).collect()
-        });
+        let buffers = low.then(|| params.values().map(|_| None).collect());
         let params = params
             .iter()
             .map(|(name, param)| (name.clone(), param.shallow_clone()))
             .collect();
-        Self { params, buffers }
+        Self {
+            params,
+            buffers,
+            all_reached: false,
+        }
     }
 
-    /// Ends a micro-batch: moves low-precision gradients into the buffers and clears `.grad`.
-    pub fn accumulate(&mut self) {
-        let Some(buffers) = &mut self.buffers else {
-            return;
-        };
-        no_grad(|| {
-            for ((_, param), buffer) in self.params.iter_mut().zip(buffers) {
-                let grad = param.grad();
-                if grad.defined() {
-                    let _ = buffer.g_add_(&grad);
-                    param.zero_grad();
-                }
-            }
-        });
-    }
-
-    /// The accumulated gradients, in order, sharing memory with what accumulates them.
+    /// Ends a micro-batch: moves low-precision gradients into the buffers and frees `.grad`.
     ///
     /// # Errors
-    /// [`TrainerError::NoGradient`] where the backward pass never reached a parameter.
-    pub fn collect(&self, step: u64) -> Result<Vec<Tensor>, TrainerError> {
+    /// Where libtorch fails.
+    pub fn accumulate(&mut self) -> Result<(), TrainerError> {
+        let Some(buffers) = &mut self.buffers else {
+            return Ok(());
+        };
+        no_grad(|| {
+            for ((_, param), buffer) in self.params.iter().zip(buffers) {
+                let grad = param.grad();
+                if grad.defined() {
+                    match buffer {
+                        Some(buffer) => drop(buffer.f_add_(&grad)?),
+                        None => *buffer = Some(grad.f_to_kind(Kind::Float)?),
+                    }
+                    free_grad(param)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The accumulated gradients, in order, sharing memory with what accumulates them. A parameter that this
+    /// update's backward passes have not reached has zeros.
+    ///
+    /// # Errors
+    /// [`TrainerError::NoGradient`] where no backward pass ever reached a parameter.
+    pub fn collect(&mut self, step: u64) -> Result<Vec<Tensor>, TrainerError> {
         let mut grads = Vec::with_capacity(self.params.len());
         for (index, (name, param)) in self.params.iter().enumerate() {
-            let grad = param.grad();
-            if !grad.defined() {
-                return Err(TrainerError::NoGradient {
-                    step,
-                    name: name.clone(),
-                });
-            }
-            grads.push(match &self.buffers {
-                Some(buffers) => buffers[index].shallow_clone(),
-                None => grad,
+            let grad = match &self.buffers {
+                Some(buffers) => buffers[index].as_ref().map(Tensor::shallow_clone),
+                None => Some(param.grad()).filter(Tensor::defined),
+            };
+            grads.push(match grad {
+                Some(grad) => grad,
+                None if self.all_reached => {
+                    let kind = self.buffers.as_ref().map_or(param.kind(), |_| Kind::Float);
+                    param.detach().f_zeros_like()?.f_to_kind(kind)?
+                }
+                None => {
+                    let name = name.clone();
+                    return Err(TrainerError::NoGradient { step, name });
+                }
             });
         }
+        self.all_reached = true;
         Ok(grads)
     }
 
-    /// Sets every gradient to zero.
-    pub fn clear(&mut self) {
-        no_grad(|| {
-            for (_, param) in &mut self.params {
-                param.zero_grad();
-            }
-            for buffer in self.buffers.iter_mut().flatten() {
-                let _ = buffer.zero_();
-            }
-        });
+    /// Frees every gradient.
+    ///
+    /// # Errors
+    /// Where libtorch fails.
+    pub fn clear(&mut self) -> Result<(), TrainerError> {
+        for (_, param) in &self.params {
+            free_grad(param)?;
+        }
+        for buffer in self.buffers.iter_mut().flatten() {
+            *buffer = None;
+        }
+        Ok(())
     }
 
     /// The first parameter, in the map's order, with a gradient that is not finite.
@@ -95,6 +115,9 @@ impl Gradients {
         Some(self.params[index].0.clone())
     }
 }
+
+/// Numbers of a gradient that are turned into f64 at once for its norm: libtorch makes a copy of them.
+const NORM_NUMBERS: i64 = 1 << 20;
 
 /// The 2-norm of all gradients together, computed in f64 (finite gradients never overflow it).
 ///
@@ -107,7 +130,13 @@ pub fn global_norm(grads: &[Tensor]) -> Result<f64, TrainerError> {
     no_grad(|| {
         // Over all elements, whatever the dimensions: `linalg_norm` would give a matrix norm.
         let norm_of = |tensor: &Tensor| tensor.f_norm_scalaropt_dtype(2.0, Kind::Double);
-        let norms = grads.iter().map(norm_of).collect::<Result<Vec<_>, _>>()?;
+        let mut norms = Vec::new();
+        for grad in grads {
+            let flat = grad.f_reshape([-1])?;
+            for part in flat.f_split(NORM_NUMBERS, 0)? {
+                norms.push(norm_of(&part)?);
+            }
+        }
         let total = norm_of(&Tensor::f_stack(&norms, 0)?)?;
         Ok(total.f_double_value(&[])?)
     })

@@ -89,7 +89,7 @@ pub fn lm_backward(
             dropout_key: seeds::key(options.dropout_key, "micro-batch", index as u64, 0),
         };
         loss.sum += lm_micro_step(model, &input, &targets, scale, &record)?;
-        stepper.accumulate();
+        stepper.accumulate()?;
     }
     stepper.observe_loss(options.coef * loss.mean());
     Ok(loss)

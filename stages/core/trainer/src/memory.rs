@@ -1,4 +1,4 @@
-//! How much memory a stage has held at most: what `rlhf plan` predicts, as measured.
+//! How much memory a stage holds, and has held at most: what `rlhf plan` predicts, as measured.
 
 use std::fs;
 
@@ -15,15 +15,41 @@ pub fn peak_bytes(device: Device) -> Result<Option<u64>, TrainerError> {
     if let (Device::Cuda(index), Some(cuda)) = (device, torch_ext::cuda::load()?) {
         return Ok(Some(cuda.peak_bytes(index)?));
     }
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    Ok(high_water_mark(&status))
+    Ok(of_process("VmHWM:"))
 }
 
-/// The line `VmHWM` of `proc_pid_status(5)`, in bytes.
-fn high_water_mark(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// What is in memory at the start of a stage, bytes, beside which its model and all else is counted. On a GPU the peak
+/// begins anew.
+///
+/// # Errors
+/// CUDA's.
+pub fn begin_peak(device: Device) -> Result<Option<u64>, TrainerError> {
+    if let (Device::Cuda(index), Some(cuda)) = (device, torch_ext::cuda::load()?) {
+        cuda.empty_cache()?;
+        cuda.reset_peak(index)?;
+    }
+    peak_bytes(device)
+}
+
+/// Bytes held now: on a GPU by tensors, on the CPU by the process as a whole. `None` as for [`peak_bytes`].
+///
+/// # Errors
+/// CUDA's.
+pub fn resident_bytes(device: Device) -> Result<Option<u64>, TrainerError> {
+    if let (Device::Cuda(index), Some(cuda)) = (device, torch_ext::cuda::load()?) {
+        return Ok(Some(cuda.memory(index)?.current_bytes as u64));
+    }
+    Ok(of_process("VmRSS:"))
+}
+
+fn of_process(name: &str) -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    line(&status, name)
+}
+
+/// A line of `proc_pid_status(5)`, in bytes.
+fn line(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
@@ -35,8 +61,9 @@ mod tests {
     #[test]
     fn the_mark_is_read_where_there_is_one() {
         let status = "Name:\trlhf-worker\nVmHWM:\t  123456 kB\nVmRSS:\t  100 kB\n";
-        assert_eq!(high_water_mark(status), Some(123_456 * 1024));
-        assert_eq!(high_water_mark("Name:\trlhf-worker\n"), None);
+        assert_eq!(line(status, "VmHWM:"), Some(123_456 * 1024));
+        assert_eq!(line(status, "VmRSS:"), Some(100 * 1024));
+        assert_eq!(line("Name:\trlhf-worker\n", "VmHWM:"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use tch::Device;
 
 use crate::context::StageContext;
 use crate::error::TrainerError;
-use crate::memory::peak_bytes;
+use crate::memory::{peak_bytes, resident_bytes};
 
 /// Logs the steps of one stage.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ pub struct Progress {
     stage: String,
     steps: u64,
     device: Device,
+    memory_at_start: Option<u64>,
 }
 
 impl Progress {
@@ -36,6 +37,7 @@ impl Progress {
             stage,
             steps,
             device: ctx.device,
+            memory_at_start: ctx.memory_at_start,
         })
     }
 
@@ -46,6 +48,12 @@ impl Progress {
     pub fn step(&mut self, step: u64, mut metrics: Metrics) -> Result<(), TrainerError> {
         if let Some(bytes) = peak_bytes(self.device)? {
             metrics.insert("memory/peak", bytes as f64);
+        }
+        if let Some(bytes) = resident_bytes(self.device)? {
+            metrics.insert("memory/resident", bytes as f64);
+        }
+        if let Some(bytes) = self.memory_at_start {
+            metrics.insert("memory/start", bytes as f64);
         }
         self.record(step, &metrics)?;
         emit_progress(&self.stage, step, self.steps, &metrics);

@@ -19,9 +19,7 @@ use recipe::plan::{Duration, TrainPlan};
 use runtime::metrics::Metrics;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Outcome, Peak, Progress, RestorePart, SnapshotPart, StageContext, Stepper, TrainerError,
-};
+use crate::{Outcome, Progress, RestorePart, SnapshotPart, StageContext, Stepper, TrainerError};
 
 /// A supervised stage under way.
 pub struct Session<'a> {
@@ -41,7 +39,6 @@ pub struct Session<'a> {
     num_examples: usize,
     best: Option<Best>,
     log: Progress,
-    peak: Peak,
     started: Instant,
     data_seconds: f64,
     evaluation_started: Option<Instant>,
@@ -97,7 +94,6 @@ impl<'a> Session<'a> {
             best: None,
         });
         let log = Progress::open(ctx, (state.step, steps))?;
-        let peak = Peak::measure(ctx.device, ctx.kind);
         Ok(Self {
             ctx,
             model,
@@ -109,7 +105,6 @@ impl<'a> Session<'a> {
             num_examples,
             best: state.best,
             log,
-            peak,
             started: Instant::now(),
             data_seconds: 0.0,
             evaluation_started: None,
@@ -195,7 +190,7 @@ impl<'a> Session<'a> {
         metrics.insert("tokens_per_second", tokens as f64 / seconds);
         let context = tokens / rows.max(1);
         let flops = tokens as f64 * self.model.training_flops_per_token(context);
-        metrics.insert("mfu", self.peak.utilisation(flops, seconds));
+        metrics.insert("mfu", self.ctx.peak.utilisation(flops, seconds));
         self.log.step(self.step, metrics)?;
         self.interrupted = runtime::interrupt::requested() && self.step < self.steps;
         let due = self.step.is_multiple_of(self.ctx.plan.execution.save_every);

@@ -159,7 +159,7 @@ pub fn restore_snapshot(
             &state_path(&training, part.name),
             &tensors(part.stepper, ema),
         )?;
-        part.stepper.restored(state.skipped[part.name]);
+        part.stepper.restored(state.skipped[part.name])?;
     }
     Ok(state.stage)
 }

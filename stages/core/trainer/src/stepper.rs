@@ -35,7 +35,7 @@ pub struct Update {
     pub grad_norm: f64,
     /// Updates skipped in the whole run so far (metric `optimizer/skipped`).
     pub skipped: u64,
-    /// Whether this update was one of them: nothing changed but the gradients, which were cleared.
+    /// Whether this update was one of them: nothing changed but the gradients, which were freed.
     pub was_skipped: bool,
 }
 
@@ -76,8 +76,11 @@ impl Stepper {
 
     /// Ends a micro-batch: moves bf16 gradients into f32 buffers. Nothing to do in f32 and f64, where
     /// autograd accumulates.
-    pub fn accumulate(&mut self) {
-        self.gradients.accumulate();
+    ///
+    /// # Errors
+    /// Where libtorch fails.
+    pub fn accumulate(&mut self) -> Result<(), TrainerError> {
+        self.gradients.accumulate()
     }
 
     /// One update with the accumulated gradients, at the learning rate of `step` (counted from 0).
@@ -86,7 +89,7 @@ impl Stepper {
     /// [`TrainerError::NonFinite`] before anything has changed, where the observed loss or the gradient
     /// norm is not finite and no skip is left; [`TrainerError::NoGradient`].
     pub fn update(&mut self, step: u64) -> Result<Update, TrainerError> {
-        self.gradients.accumulate();
+        self.gradients.accumulate()?;
         let mut grads = self.gradients.collect(step)?;
         let lr = learning_rate(&self.plan, step, self.steps);
         let grad_norm = global_norm(&grads)?;
@@ -99,7 +102,8 @@ impl Stepper {
             clip(&mut grads, grad_norm, self.plan.clip);
             self.optimizer.step(&grads, lr)?;
         }
-        self.gradients.clear();
+        drop(grads);
+        self.gradients.clear()?;
         Ok(Update {
             lr,
             grad_norm,
@@ -143,10 +147,11 @@ impl Stepper {
     }
 
     /// Ends a restore: the optimizer's state was overwritten in place.
-    pub(crate) fn restored(&mut self, skipped: u64) {
+    pub(crate) fn restored(&mut self, skipped: u64) -> Result<(), TrainerError> {
         self.optimizer.refresh_params();
-        self.gradients.clear();
+        self.gradients.clear()?;
         self.loss = 0.0;
         self.skipped = skipped;
+        Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! chunk, v vocabulary.
 
 use model::{Input, Model, RecordOptions};
-use recipe::arithmetic::LOGIT_CHUNK_BYTES;
+use recipe::memory::{Place, logit_chunk_bytes};
 use tch::{Device, Reduction, Tensor, no_grad, with_grad};
 use torch_ext::wide_kind;
 
@@ -51,19 +51,15 @@ impl Targets {
     }
 }
 
-/// Largest size of one chunk's logits in f32, bytes. GPUs need larger matrices to be busy.
-fn chunk_bytes(device: Device) -> usize {
-    if device.is_cuda() {
-        LOGIT_CHUNK_BYTES
-    } else {
-        64 << 20
-    }
-}
-
 /// Target tokens per chunk.
 fn chunk_length(model: &Model) -> i64 {
     let row_bytes = model.shape.vocab_size * size_of::<f32>();
-    (chunk_bytes(model.device()) / row_bytes).max(1) as i64
+    let place = if model.device().is_cuda() {
+        Place::Gpu
+    } else {
+        Place::Cpu
+    };
+    (logit_chunk_bytes(place) / row_bytes).max(1) as i64
 }
 
 /// `(start, length)` of each chunk.

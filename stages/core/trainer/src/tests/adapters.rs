@@ -164,7 +164,7 @@ impl Run {
                 let targets = targets(&ids_bt, &mask_bt);
                 let scale = 1.0 / targets.len() as f64;
                 lm_micro_step(model, &input(&ids_bt), &targets, scale, &options())?;
-                stepper.accumulate();
+                stepper.accumulate()?;
                 stepper.update(step)?;
             }
             self.ema.update(&self.steppers[0]);

@@ -54,7 +54,7 @@ impl Run {
                     let [ids_bt, mask_bt] = [&ids_bt, &mask_bt].map(|all| all.narrow(0, row, 1));
                     let targets = targets(&ids_bt, &mask_bt);
                     lm_micro_step(model, &input(&ids_bt), &targets, scale, &options())?;
-                    stepper.accumulate();
+                    stepper.accumulate()?;
                 }
                 stepper.update(step)?;
             }

@@ -123,7 +123,7 @@ fn accumulation_1_x_8_equals_8_x_1() -> Outcome {
                     let (ids_bt, mask_bt) = (rows(&ids_bt), rows(&mask_bt));
                     let targets = targets(&ids_bt, &mask_bt);
                     sum += lm_micro_step(&model, &input(&ids_bt), &targets, scale, &options())?;
-                    stepper.accumulate();
+                    stepper.accumulate()?;
                 }
                 stepper.observe_loss(sum * scale);
                 losses.push((sum * scale, stepper.update(step as u64)?.grad_norm));
