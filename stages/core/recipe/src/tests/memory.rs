@@ -141,7 +141,14 @@ fn a_7b_ppo_takes_what_the_readme_says() {
         published(&few_bits),
         published(&by_rows),
     ];
-    let expected = ["236.8 GiB", "37.9 GiB", "25.7 GiB", "13.5 GiB", "5.4 GiB"];
+    let expected = [
+        "261.4 GiB",
+        "150.7 GiB",
+        "37.9 GiB",
+        "25.7 GiB",
+        "13.5 GiB",
+        "5.5 GiB",
+    ];
     assert_eq!(all, expected);
 }
 

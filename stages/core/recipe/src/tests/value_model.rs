@@ -95,13 +95,13 @@ fn a_head_on_the_trunk_costs_a_row_of_numbers() {
     let (whole, saved) = (1.0 + 1.0 + 1.0 + 1.0 + 3.0 + 3.0 + 3.0, 1.0 + 3.0);
     let share = 1.0 - flops(&shared) / flops(&separate);
     assert!((share - saved / whole).abs() < 0.05, "{share}");
-    // Weights, gradients and moments in f32.
+    // Weights and moments in f32: at the peak of so small a model no gradient is there.
     let kib = |plan: &Plan| -> f64 {
         let text = number(plan, "ppo", "peak memory, predicted");
         let value = text.strip_suffix(" MiB").expect("a size in MiB");
         value.parse::<f64>().expect("a number") * 1024.0
     };
-    let expected = (ppo(&separate).value_shape.num_parameters_scalar() - 64) * 16;
+    let expected = (ppo(&separate).value_shape.num_parameters_scalar() - 64) * 12;
     let saved = kib(&separate) - kib(&shared);
     assert!(
         (saved - expected as f64 / 1024.0).abs() < 0.11 * 1024.0,
