@@ -161,7 +161,6 @@ impl Worker {
             .env("LD_LIBRARY_PATH", library_path(&libtorch.lib_dir))
             .env(SPIN_COUNT, spin_count())
             .envs(environment.iter().filter(set).copied())
-            .env(MMAP_THRESHOLD, mmap_threshold())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -279,15 +278,6 @@ const SPIN_COUNT: &str = "GOMP_SPINCOUNT";
 /// at once make it half as fast on a machine of its own.
 fn spin_count() -> OsString {
     std::env::var_os(SPIN_COUNT).unwrap_or_else(|| "10000".into())
-}
-
-/// From how many bytes on glibc takes memory from the system for one tensor alone, and gives it back when it is freed.
-const MMAP_THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
-
-/// 4 MiB, unless the user says otherwise. By itself glibc moves the bound up to 32 MiB and keeps what is below, in
-/// pieces into which the next tensor does not fit: a third more memory than is in use.
-fn mmap_threshold() -> OsString {
-    std::env::var_os(MMAP_THRESHOLD).unwrap_or_else(|| (4 << 20).to_string().into())
 }
 
 fn library_path(lib_dir: &Path) -> OsString {

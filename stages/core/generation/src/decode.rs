@@ -223,12 +223,12 @@ impl<'a> Engine<'a> {
             } else {
                 self.one_step(num_made)
             };
-            let steps = made.ids_bs.size()[1];
-            self.ids_b = made.ids_bs.select(1, steps - 1);
+            let steps = made.ids.size()[1];
+            self.ids_b = made.ids.select(1, steps - 1);
             num_made += steps as usize;
-            ids.push(made.ids_bs);
-            logprobs.push(made.logprobs_bs);
-            values.extend(made.values_bs);
+            ids.push(made.ids);
+            logprobs.push(made.logprobs);
+            values.extend(made.values);
         }
         let ids = to_host(&Tensor::cat(&ids, 1), Kind::Int64);
         let logprobs = to_host(&Tensor::cat(&logprobs, 1), Kind::Double);
@@ -259,9 +259,9 @@ impl<'a> Engine<'a> {
             choose_rows(self.model, &hidden_bd, uniform_b.as_ref(), self.options);
         let column = |of_b: Tensor| of_b.unsqueeze(1);
         Made {
-            ids_bs: column(ids_b),
-            logprobs_bs: column(logprobs_b),
-            values_bs: self.value.map(|value| column(value.scalar(&hidden_bd))),
+            ids: column(ids_b),
+            logprobs: column(logprobs_b),
+            values: self.value.map(|value| column(value.scalar(&hidden_bd))),
         }
     }
 

@@ -31,10 +31,10 @@ pub(crate) struct RecordedSteps<'a> {
 
 /// What steps made, `[b, s]` each, on the device.
 pub(crate) struct Made {
-    pub(crate) ids_bs: Tensor,
-    pub(crate) logprobs_bs: Tensor,
+    pub(crate) ids: Tensor,
+    pub(crate) logprobs: Tensor,
     /// What a scalar head says before each token.
-    pub(crate) values_bs: Option<Tensor>,
+    pub(crate) values: Option<Tensor>,
 }
 
 /// The rows of some steps.
@@ -89,9 +89,9 @@ impl<'a> RecordedSteps<'a> {
         }
         let made = |of: &Tensor| of.narrow(0, 0, steps).narrow(1, 0, rows).tr().copy();
         Made {
-            ids_bs: made(&self.ids_sb),
-            logprobs_bs: made(&self.logprobs_sb),
-            values_bs: self.values_sb.as_ref().map(made),
+            ids: made(&self.ids_sb),
+            logprobs: made(&self.logprobs_sb),
+            values: self.values_sb.as_ref().map(made),
         }
     }
 

@@ -57,5 +57,5 @@ mod tests;
 
 pub use error::{ConfigError, PlanError, Problem, ShapeError};
 pub use load::load;
-pub use numbers::stage_numbers;
+pub use numbers::{peak_bytes, stage_numbers};
 pub use objective::trained_objective;

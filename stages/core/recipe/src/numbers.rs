@@ -7,10 +7,10 @@ use crate::arithmetic::{
 };
 use crate::memory::{Held, Loss, Passes, Place};
 use crate::plan::{
-    Dtype, Duration, Execution, LabelPlan, LoraPlan, Objective, Plan, PretrainPlan, Quantization,
-    Source, StagePlan, Task, TrainPlan,
+    Dtype, Duration, Execution, LabelPlan, LoraPlan, Objective, Plan, Quantization, Source,
+    StagePlan, Task, TrainPlan,
 };
-use crate::ppo_numbers::ppo;
+use crate::ppo_numbers::{ppo, ppo_bytes};
 use crate::shape::ModelShape;
 use crate::tensors::Head;
 
@@ -23,30 +23,11 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
     let execution = &stage.execution;
     let mut numbers = match &stage.task {
         Task::Import(_) | Task::Tokenizer(_) => Vec::new(),
-        Task::Pretrain(task) => pretrain(task, execution),
-        Task::Sft(task) => {
-            let cost = Cost {
-                shape: &task.shape,
-                head: Head::Token,
-                lora: task.lora.as_ref(),
-                quantize: task.quantize,
-                execution,
-            };
-            training(&cost, &task.train, (task.context, 1), 0)
-        }
         Task::Label(task) => label(task, execution),
-        Task::Reward(task) => {
-            let cost = Cost {
-                shape: &task.shape,
-                head: Head::Scalar,
-                lora: task.lora.as_ref(),
-                quantize: task.quantize,
-                execution,
-            };
-            let rows = responses(plan, &task.data);
-            training(&cost, &task.train, (task.context, rows), 0)
-        }
         Task::Ppo(task) => ppo(task, execution),
+        Task::Pretrain(_) | Task::Sft(_) | Task::Reward(_) => {
+            training_of(plan, stage).map_or_else(Vec::new, |training| numbers_of(&training))
+        }
     };
     flatten("", &stage.config_json(), &mut numbers);
     if let Task::Ppo(task) = &stage.task {
@@ -60,13 +41,84 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
     numbers
 }
 
+/// The most bytes that a stage has in memory at once beside what a process without a model has; 0 for one that has
+/// no model.
+pub fn peak_bytes(plan: &Plan, stage: &StagePlan, place: Place) -> u64 {
+    match &stage.task {
+        Task::Import(_) | Task::Tokenizer(_) => 0,
+        Task::Label(task) => label_bytes(task, &stage.execution, place),
+        Task::Ppo(task) => ppo_bytes(task, &stage.execution, place),
+        Task::Pretrain(_) | Task::Sft(_) | Task::Reward(_) => {
+            training_of(plan, stage).map_or(0, |training| training_bytes_of(&training, place))
+        }
+    }
+}
+
 /// A model being trained.
-struct Cost<'a> {
+struct Training<'a> {
     shape: &'a ModelShape,
     head: Head,
     lora: Option<&'a LoraPlan>,
     quantize: Option<Quantization>,
     execution: &'a Execution,
+    train: &'a TrainPlan,
+    /// Tokens of a sequence.
+    context: usize,
+    /// Sequences in one element of the batch (reward: the responses of a prompt).
+    rows: usize,
+    /// Bytes of an attention mask, where one must exist.
+    mask: u64,
+}
+
+/// What a supervised stage trains; `None` for other stages.
+fn training_of<'a>(plan: &Plan, stage: &'a StagePlan) -> Option<Training<'a>> {
+    let execution = &stage.execution;
+    Some(match &stage.task {
+        Task::Pretrain(task) => {
+            let longest = task.objective.longest_row(task.context);
+            Training {
+                shape: &task.model,
+                head: Head::Token,
+                lora: None,
+                quantize: None,
+                execution,
+                train: &task.train,
+                context: longest,
+                rows: 1,
+                mask: match task.objective {
+                    Objective::Causal | Objective::Masked => 0,
+                    // Who sees whom differs from row to row.
+                    Objective::Infill => {
+                        let numbers = execution.micro_batch * longest * longest;
+                        execution.dtype.bytes() * numbers as u64
+                    }
+                },
+            }
+        }
+        Task::Sft(task) => Training {
+            shape: &task.shape,
+            head: Head::Token,
+            lora: task.lora.as_ref(),
+            quantize: task.quantize,
+            execution,
+            train: &task.train,
+            context: task.context,
+            rows: 1,
+            mask: 0,
+        },
+        Task::Reward(task) => Training {
+            shape: &task.shape,
+            head: Head::Scalar,
+            lora: task.lora.as_ref(),
+            quantize: task.quantize,
+            execution,
+            train: &task.train,
+            context: task.context,
+            rows: responses(plan, &task.data),
+            mask: 0,
+        },
+        Task::Import(_) | Task::Tokenizer(_) | Task::Label(_) | Task::Ppo(_) => return None,
+    })
 }
 
 /// Responses per prompt, where a label stage of the plan says it; else two.
@@ -80,52 +132,25 @@ fn responses(plan: &Plan, data: &Source) -> usize {
     }
 }
 
-fn pretrain(task: &PretrainPlan, execution: &Execution) -> Numbers {
-    let cost = Cost {
-        shape: &task.model,
-        head: Head::Token,
-        lora: None,
-        quantize: None,
-        execution,
-    };
-    let longest = task.objective.longest_row(task.context);
-    let mask = match task.objective {
-        Objective::Causal | Objective::Masked => 0,
-        // Who sees whom differs from row to row.
-        Objective::Infill => {
-            execution.dtype.bytes() * (execution.micro_batch * longest * longest) as u64
-        }
-    };
-    training(&cost, &task.train, (longest, 1), mask)
-}
-
-/// `rows`: sequences of `context` tokens in one element of the batch (reward: the responses of a prompt); `mask`: bytes
-/// of an attention mask, where one must exist.
-fn training(
-    cost: &Cost<'_>,
-    train: &TrainPlan,
-    (context, rows): (usize, usize),
-    mask: u64,
-) -> Numbers {
-    let Cost {
+fn numbers_of(training: &Training<'_>) -> Numbers {
+    let Training {
         shape,
         head,
         lora,
         quantize,
         execution,
-    } = *cost;
+        train,
+        context,
+        rows,
+        mask: _,
+    } = *training;
     let tokens_per_update = (train.batch * rows * context) as f64;
     let forward = shape.forward_flops_per_token(context);
     let flops_per_update =
         tokens_per_update * shape.training_flops_per_token(forward, context, lora);
-    let micro_tokens = execution.micro_batch * rows * context;
     let parameters = match head {
         Head::Token => shape.num_parameters(),
         Head::Scalar => shape.num_parameters_scalar(),
-    };
-    let memory = |place| {
-        let passes = (train.batch, micro_tokens, mask);
-        training_memory(cost, passes, place)
     };
     let mut numbers = vec![entry("parameters", grouped(parameters))];
     if lora.is_some() {
@@ -165,7 +190,7 @@ fn training(
         "last learning rate",
         number(final_learning_rate(&train.optimizer)),
     ));
-    numbers.extend(peaks(memory));
+    numbers.extend(peaks(|place| training_bytes_of(training, place)));
     if let Some(host) = quantize.map(|_| weight_bytes(parameters, execution.dtype)) {
         numbers.push(entry(HOST_MEMORY, bytes(host)));
     }
@@ -173,18 +198,19 @@ fn training(
 }
 
 /// What stays, and the largest of an update, a reward model's normalisation, and the merged weights of `final/`.
-fn training_memory(
-    cost: &Cost<'_>,
-    (batch, tokens, mask): (usize, usize, u64),
-    place: Place,
-) -> u64 {
-    let Cost {
+fn training_bytes_of(training: &Training<'_>, place: Place) -> u64 {
+    let Training {
         shape,
         head,
         lora,
         quantize,
         execution,
-    } = *cost;
+        train,
+        context,
+        rows,
+        mask,
+    } = *training;
+    let tokens = execution.micro_batch * rows * context;
     let held = Held {
         shape,
         head,
@@ -199,7 +225,7 @@ fn training_memory(
             Head::Token => Loss::Tokens,
             Head::Scalar => Loss::Scalar,
         },
-        on_gradients: batch > execution.micro_batch,
+        on_gradients: train.batch > execution.micro_batch,
     };
     let normalised = match head {
         Head::Token => 0,
@@ -236,29 +262,32 @@ pub(crate) fn merged_bytes(parameters: u64, dtype: Dtype, quantize: Option<Quant
     }
 }
 
+/// The model, and what sampling has beside it.
+fn label_bytes(task: &LabelPlan, execution: &Execution, place: Place) -> u64 {
+    let held = Held {
+        shape: &task.shape,
+        head: Head::Token,
+        lora: None,
+        quantize: task.quantize,
+        execution,
+        place,
+    };
+    let lengths = (
+        task.sampling.max_prompt_tokens,
+        task.sampling.max_new_tokens,
+    );
+    let episodes = (task.num_prompts + task.num_heldout) * task.responses;
+    let rows = execution.sample_batch.min(episodes);
+    frozen_bytes(&task.shape, Head::Token, execution.dtype, task.quantize)
+        + held.sampling_bytes((rows, task.responses), lengths)
+}
+
 fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
     let shape = &task.shape;
     let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
     let episodes = (task.num_prompts + task.num_heldout) * task.responses;
     let flops = episodes as f64 * tokens as f64 * shape.forward_flops_per_token(tokens);
-    let memory = |place| {
-        let held = Held {
-            shape,
-            head: Head::Token,
-            lora: None,
-            quantize: task.quantize,
-            execution,
-            place,
-        };
-        let lengths = (
-            task.sampling.max_prompt_tokens,
-            task.sampling.max_new_tokens,
-        );
-        let rows = execution.sample_batch.min(episodes);
-        frozen_bytes(shape, Head::Token, execution.dtype, task.quantize)
-            + held.sampling_bytes((rows, task.responses), lengths)
-    };
-    let [on_cpu, on_gpu] = peaks(memory);
+    let [on_cpu, on_gpu] = peaks(|place| label_bytes(task, execution, place));
     let packed = packed_bytes(shape, Head::Token, execution.dtype, task.quantize);
     vec![
         entry("parameters", grouped(shape.num_parameters())),

@@ -138,7 +138,7 @@ fn ppo_merged(task: &PpoPlan) -> impl Iterator<Item = (u64, Option<Quantization>
 }
 
 /// What stays in memory, and the largest of what the parts of an iteration and the end have beside it.
-fn ppo_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
+pub(crate) fn ppo_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
     let dtype = execution.dtype;
     let merged =
         ppo_merged(task).map(|(parameters, quantize)| merged_bytes(parameters, dtype, quantize));

@@ -11,6 +11,12 @@ use crate::device_attention::RawSpan;
 /// Null, or a text that [`rlhf_free`] frees.
 pub(crate) type Status = *mut c_char;
 
+#[cfg(target_env = "gnu")]
+unsafe extern "C" {
+    /// glibc's, `mallopt(3)`.
+    pub(crate) fn mallopt(parameter: i32, value: i32) -> i32;
+}
+
 unsafe extern "C" {
     pub(crate) fn rlhf_free(text: *mut c_char);
     pub(crate) fn rlhf_show_config(text: *mut *mut c_char) -> Status;

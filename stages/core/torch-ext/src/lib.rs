@@ -43,7 +43,7 @@ pub use fused::{RowNorm, gelu_tanh, is_fusible, rotate, swiglu};
 pub use graph::Graph;
 pub use kernels::{has_device_kernels, is_plain, use_emulated_kernels, use_plain_operators};
 pub use kind::wide_kind;
-pub use library::{libtorch_dir, libtorch_version, set_threads};
+pub use library::{give_back_tensors, libtorch_dir, libtorch_version, set_threads};
 pub use ops::{AdamWStep, backward, free_grad, fused_adamw, token_logprobs};
 pub use packed::PackedMatrix;
 pub use quantized::{Codes, quantized_linear};

@@ -45,3 +45,23 @@ pub fn libtorch_dir() -> Result<PathBuf, TorchError> {
 pub fn set_threads(num_threads: usize) {
     tch::set_num_threads(num_threads as i32);
 }
+
+/// From now on glibc takes memory of this many bytes and more (64 KiB to 32 MiB) from the system for one tensor alone, and
+/// gives it back as soon as the tensor is freed. False where another library allocates.
+///
+/// Otherwise the bound moves up to 32 MiB, and what is freed below stays in pieces into which the next tensor often does not
+/// fit. Memory that is given back costs page faults when it is taken again.
+pub fn give_back_tensors(from_bytes: usize) -> bool {
+    #[cfg(target_env = "gnu")]
+    {
+        const M_MMAP_THRESHOLD: i32 = -3;
+        let bytes = from_bytes.clamp(64 << 10, 32 << 20) as i32;
+        // SAFETY: it takes two numbers and a lock of its own.
+        unsafe { ffi::mallopt(M_MMAP_THRESHOLD, bytes) == 1 }
+    }
+    #[cfg(not(target_env = "gnu"))]
+    {
+        let _ = from_bytes;
+        false
+    }
+}
