@@ -48,7 +48,7 @@ pub(super) struct StageRun<'a> {
 impl Check<'_> {
     fn environment(&self, place: Place) -> Vec<(&'static str, &'static str)> {
         if self.is_rehearsal() && place == Place::Device {
-            vec![("RLHF_PLAIN_OPERATORS", "1")]
+            vec![("RLHF_KERNELS", "plain")]
         } else {
             Vec::new()
         }
