@@ -92,7 +92,9 @@ fn frozen_models_of_stages_take_fewer_bits() -> Outcome {
             command.args(["--set", set]);
         }
         let out = say(&mut command)?.ended(0).out;
-        let lines = out.lines().filter(|line| line.contains("peak memory"));
+        let lines = out
+            .lines()
+            .filter(|line| line.contains("peak memory, predicted"));
         Ok(lines.map(str::to_owned).collect())
     };
     let (exact, fewer) = (memory(&[])?, memory(&quantized)?);

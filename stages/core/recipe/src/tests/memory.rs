@@ -49,6 +49,8 @@ fn predictions_are_within_a_tenth_of_what_was_measured() {
         ("stages.comparisons.responses", "4"),
         ("stages.comparisons.max_new_tokens", "64"),
         ("stages.comparisons.sample_batch", "240"),
+        ("stages.reward.context", "40"),
+        ("stages.reward.micro_batch", "4"),
         ("stages.ppo.batch", "16"),
         ("stages.ppo.micro_batch", "8"),
         ("stages.ppo.max_new_tokens", "32"),
@@ -60,19 +62,21 @@ fn predictions_are_within_a_tenth_of_what_was_measured() {
         (
             gpt2,
             [
-                ("pretrain", 1840.0),
-                ("sft", 2099.0),
-                ("comparisons", 1421.0),
-                ("ppo", 3021.0),
+                ("pretrain", 1841.0),
+                ("sft", 2100.0),
+                ("comparisons", 1417.0),
+                ("reward", 1332.0),
+                ("ppo", 2892.0),
             ],
         ),
         (
             llama,
             [
-                ("pretrain", 1813.0),
-                ("sft", 2066.0),
-                ("comparisons", 869.0),
-                ("ppo", 2861.0),
+                ("pretrain", 1782.0),
+                ("sft", 2026.0),
+                ("comparisons", 857.0),
+                ("reward", 1209.0),
+                ("ppo", 2777.0),
             ],
         ),
     ] {
