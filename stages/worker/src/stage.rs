@@ -51,8 +51,8 @@ pub fn run(run_dir: &Path, name: &str, device: &str, deterministic: bool) -> Res
     Ok(ExitCode::SUCCESS)
 }
 
-/// A stage that will have more than this in memory gives back each tensor's as soon as it is freed. What that costs, page
-/// faults for every activation, is a sixth of an update of narrow models, and a fortieth of one that comes near this.
+/// A stage that will have more than this in memory gives back each tensor's as soon as it is freed, so that it has what
+/// its plan says. That costs page faults for every activation, which smaller stages are spared.
 const LARGE_BYTES: u64 = 768 << 20;
 /// The smallest of such tensors.
 const GIVEN_BACK_BYTES: usize = 1 << 20;
