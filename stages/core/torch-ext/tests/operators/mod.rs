@@ -216,7 +216,7 @@ fn values_and_gradients_are_those_of_the_plain_operators() {
             (Kind::Double, 1e-14),
             (Kind::Float, 1e-6),
             // Sums of numbers that are rounded to 8 bits.
-            (Kind::BFloat16, 2e-2),
+            (Kind::BFloat16, 4e-2),
         ] {
             for (index, (fused, exact)) in
                 run(&case, case.fused, kind).iter().zip(&exact).enumerate()
