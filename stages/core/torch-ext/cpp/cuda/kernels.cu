@@ -94,18 +94,20 @@ void rotate(On on, const device::Rotation& it) {
 
 constexpr int64_t kThreads = 256;
 
+// A kernel of numbers by themselves: several a thread where rows allow it, else one.
+template <typename T, typename Kernel, typename Arguments>
+void launch_numbers(bool aligned, Kernel packed, Kernel single, int64_t numbers, void* stream,
+                    const Arguments& it) {
+  const int64_t threads = aligned ? numbers / kPack<T> : numbers;
+  Kernel kernel = aligned ? packed : single;
+  RLHF_LAUNCH(kernel, blocks_for(threads, kThreads), kThreads, stream, it);
+}
+
 void gate(On on, const device::Gate& it) {
   with_type(on, [&](auto zero, void* stream) {
     using T = decltype(zero);
-    constexpr int N = kPack<T>;
-    const auto launch = [&](auto kernel, int numbers) {
-      RLHF_LAUNCH(kernel, blocks_for(it.rows * it.d / numbers, kThreads), kThreads, stream, it);
-    };
-    if (aligned<T>(it.d, {it.gate, it.up, it.y}, {it.gate_stride, it.up_stride})) {
-      launch(device::gate<T, N>, N);
-    } else {
-      launch(device::gate<T, 1>, 1);
-    }
+    const bool fits = aligned<T>(it.d, {it.gate, it.up, it.y}, {it.gate_stride, it.up_stride});
+    launch_numbers<T>(fits, device::gate<T, kPack<T>>, device::gate<T, 1>, it.rows * it.d, stream, it);
   });
 }
 
@@ -113,31 +115,18 @@ void gate_back(On on, const device::GateBack& all) {
   const device::Gate& it = all.forward;
   with_type(on, [&](auto zero, void* stream) {
     using T = decltype(zero);
-    constexpr int N = kPack<T>;
-    const auto launch = [&](auto kernel, int numbers) {
-      RLHF_LAUNCH(kernel, blocks_for(it.rows * it.d / numbers, kThreads), kThreads, stream, all);
-    };
-    if (aligned<T>(it.d, {it.gate, it.up, all.grad, all.grad_gate, all.grad_up},
-                   {it.gate_stride, it.up_stride})) {
-      launch(device::gate_back<T, N>, N);
-    } else {
-      launch(device::gate_back<T, 1>, 1);
-    }
+    const bool fits = aligned<T>(it.d, {it.gate, it.up, all.grad, all.grad_gate, all.grad_up},
+                                 {it.gate_stride, it.up_stride});
+    launch_numbers<T>(fits, device::gate_back<T, kPack<T>>, device::gate_back<T, 1>, it.rows * it.d,
+                      stream, all);
   });
 }
 
 void gelu(On on, const device::Gelu& it) {
   with_type(on, [&](auto zero, void* stream) {
     using T = decltype(zero);
-    constexpr int N = kPack<T>;
-    const auto launch = [&](auto kernel, int numbers) {
-      RLHF_LAUNCH(kernel, blocks_for(it.rows * it.d / numbers, kThreads), kThreads, stream, it);
-    };
-    if (aligned<T>(it.d, {it.x, it.bias, it.y})) {
-      launch(device::gelu<T, N>, N);
-    } else {
-      launch(device::gelu<T, 1>, 1);
-    }
+    const bool fits = aligned<T>(it.d, {it.x, it.bias, it.y});
+    launch_numbers<T>(fits, device::gelu<T, kPack<T>>, device::gelu<T, 1>, it.rows * it.d, stream, it);
   });
 }
 
