@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Codes stand for the same numbers on every machine: a sum of products is rounded twice.
-const EXACT: [&str; 6] = [
+const EXACT: [&str; 8] = [
+    "cpp/collectives.cpp",
     "cpp/device_ops.cpp",
     "cpp/library.cpp",
     "cpp/ops.cpp",
     "cpp/packed.cpp",
     "cpp/quantized.cpp",
+    "cpp/row_attention.cpp",
     "cpp/token_logprobs.cpp",
 ];
 /// Kernels, which multiply and add in one instruction where there is one.
@@ -79,7 +81,11 @@ fn compile(torch: &Path, name: &str, sources: &[&str], contraction: &str) {
     for include in includes(torch) {
         build.flag("-isystem").flag(include);
     }
-    build.define("_GLIBCXX_USE_CXX11_ABI", "1").compile(name);
+    build
+        .include("cpp/gloo_headers")
+        .define("USE_C10D_GLOO", None)
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .compile(name);
 }
 
 /// Kernels as functions of the CPU.
@@ -107,6 +113,7 @@ fn compile_cuda(torch: &Path) {
         "include/cccl",
         "bin/nvcc",
         "nvvm/bin/cicc",
+        "../nccl/include/nccl.h",
     ] {
         let path = cuda.join(part);
         println!("cargo:rerun-if-changed={}", path.display());
@@ -150,7 +157,10 @@ fn compile_cuda(torch: &Path) {
     }
     command.arg("-isystem").arg(cuda.join("include"));
     command.arg("-isystem").arg(cuda.join("include/cccl"));
-    command.arg("cpp/cuda/runtime.cpp").arg(&kernels);
+    command.arg("-isystem").arg(site.join("nvidia/nccl/include"));
+    command.arg("-DUSE_C10D_NCCL");
+    command.args(["cpp/cuda/runtime.cpp", "cpp/cuda/nccl.cpp"]);
+    command.arg(&kernels);
     command
         .arg("-o")
         .arg(&library)
@@ -160,6 +170,8 @@ fn compile_cuda(torch: &Path) {
     command.args(["-ltorch_cuda", "-ltorch_cpu", "-lc10_cuda", "-lc10"]);
     command.arg("-L").arg(cuda.join("lib"));
     command.arg("-l:libcudart.so.13");
+    command.arg("-L").arg(site.join("nvidia/nccl/lib"));
+    command.arg("-l:libnccl.so.2");
     run(&mut command);
     beside_binaries(&library);
 }

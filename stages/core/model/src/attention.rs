@@ -3,7 +3,9 @@
 //! Shape suffixes: b rows, h heads, t query positions, s key positions, e width of a head.
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::{RowSpans, row_attention, serves_rows};
 
+use crate::block::fused;
 use crate::input::Wanted;
 
 /// Which keys a query sees.
@@ -17,6 +19,56 @@ pub(crate) enum Mask {
     /// seen. (Of a bool mask attention would make such a tensor anew in every layer, and keep it for the
     /// backward pass.)
     Added(Tensor),
+    /// Of rows one behind the other, those of the query's own row up to its own.
+    Rows(Rows),
+}
+
+/// Rows that lie one behind the other as one: the queries of each are its last ones.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    queries: Vec<i64>,
+    keys: Vec<i64>,
+    spans: RowSpans,
+}
+
+impl Rows {
+    /// Rows of these many queries and keys.
+    pub(crate) fn new(queries: &[i64], keys: &[i64], device: Device) -> Self {
+        Self {
+            queries: queries.to_vec(),
+            keys: keys.to_vec(),
+            spans: RowSpans::new(queries, keys, device),
+        }
+    }
+
+    /// Attention within each row, of queries `[1, h, m, e]` over keys and values of `[1, h, n, e]`.
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: Option<f64>) -> Tensor {
+        let width = q.size()[3];
+        if serves_rows(q.device(), q.kind(), width) {
+            let scale = scale.unwrap_or(1.0 / (width as f64).sqrt());
+            let [q, k, v] = [q, k, v].map(|x| x.squeeze_dim(0));
+            return fused(row_attention(&q, &k, &v, &self.spans, scale)).unsqueeze(0);
+        }
+        let (mut first_query, mut first_key) = (0, 0);
+        let mut parts = Vec::with_capacity(self.keys.len());
+        for (queries, keys) in self.queries.iter().zip(&self.keys) {
+            if *queries == 0 {
+                first_key += keys;
+                continue;
+            }
+            let part = |x: &Tensor, first, len| x.narrow(2, first, len);
+            let (q, k, v) = (
+                part(q, first_query, *queries),
+                part(k, first_key, *keys),
+                part(v, first_key, *keys),
+            );
+            let mask = Mask::of_last(*queries, *keys, &q);
+            parts.push(attend(&q, &k, &v, &mask, scale));
+            first_query += queries;
+            first_key += keys;
+        }
+        Tensor::cat(&parts, 2)
+    }
 }
 
 /// The queries of a pass, whose keys are the same positions.
@@ -96,10 +148,23 @@ impl Mask {
     pub(crate) fn tail(&self, span: &Span, wanted: &Wanted, kind: Kind) -> Self {
         match self {
             Self::Full => Self::Full,
+            Self::Rows(_) => unreachable!("rows without padding have a tail of their own"),
             Self::Added(mask) if mask.size()[2] == 1 => Self::Added(mask.shallow_clone()),
             Self::Added(mask) => Self::Added(wanted.of(mask, 2)),
             Self::Causal => Self::added(&wanted.of(&span.seen(None), 2), kind),
         }
+    }
+
+    /// What the last `queries` of a row of `keys` see, each up to its own; for products with `q`.
+    fn of_last(queries: i64, keys: i64, q: &Tensor) -> Self {
+        if queries == keys {
+            return Self::Causal;
+        }
+        if queries == 1 {
+            return Self::Full;
+        }
+        let seen_ts = Tensor::ones([queries, keys], (Kind::Bool, q.device())).tril(keys - queries);
+        Self::added(&seen_ts, q.kind())
     }
 
     /// `-inf` for what is not seen.
@@ -145,12 +210,12 @@ pub(crate) fn attend(
     mask: &Mask,
     scale: Option<f64>,
 ) -> Tensor {
-    let added = if let Mask::Added(mask) = mask {
-        Some(mask)
-    } else {
-        None
+    let (added, causal) = match mask {
+        Mask::Rows(rows) => return rows.attend(q_bhte, k_bhse, v_bhse, scale),
+        Mask::Added(mask) => (Some(mask), false),
+        Mask::Causal => (None, true),
+        Mask::Full => (None, false),
     };
-    let causal = matches!(mask, Mask::Causal);
     let grouped = q_bhte.size()[1] != k_bhse.size()[1];
     Tensor::scaled_dot_product_attention(q_bhte, k_bhse, v_bhse, added, 0.0, causal, scale, grouped)
 }

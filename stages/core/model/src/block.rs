@@ -228,7 +228,7 @@ impl Attention {
                 };
                 let mask = local.as_ref().filter(|_| self.local).unwrap_or(mask);
                 if let Some(tail) = tail {
-                    q = tail.wanted.of(&q, 2);
+                    q = tail.selection.of(&q, 2);
                 }
                 attend(&q, &k, &v, mask, self.scale)
             }
@@ -294,7 +294,7 @@ impl Block {
         };
         let tail = context.tail(columns);
         let wanted = |x: &Tensor| match tail {
-            Some(tail) => tail.wanted.of(x, 1),
+            Some(tail) => tail.selection.of(x, 1),
             None => x.shallow_clone(),
         };
         let attention = |x: &Tensor| drop(self.attention.forward(x, context, cache, tail));

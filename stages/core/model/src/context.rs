@@ -11,6 +11,7 @@ use crate::cached::CachedSpan;
 use crate::input::{Input, Wanted};
 use crate::positions::Rotation;
 use crate::transformer::Model;
+use crate::unpadded::{Places, Unpadded};
 
 /// What all blocks of one forward pass share.
 #[derive(Debug)]
@@ -39,12 +40,68 @@ pub(crate) enum Sight {
     Cache(CachedSpan),
 }
 
+/// A pass over the rows of an input, without a cache.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// What goes into the first block: `[b, t, d]`, or, without padding, `[1, n, d]`.
+    pub(crate) embedded_btd: Tensor,
+    pub(crate) context: Context,
+    /// Where what comes out of the last block belongs.
+    pub(crate) output: Output,
+}
+
+/// Which hidden states of `[b, t, d]` a pass makes.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// Those of some of so many columns.
+    Columns(Wanted, i64),
+    /// Those of some tokens.
+    Places(Places),
+}
+
+impl Output {
+    /// Hidden states `[b, t, d]`: those that were made, and zeros.
+    pub(crate) fn fill(&self, made: &Tensor) -> Tensor {
+        match self {
+            Self::Columns(wanted, columns) => wanted.among_zeros(made, *columns),
+            Self::Places(places) => places.fill(made),
+        }
+    }
+
+    /// Of `[b, t, d]` what belongs to those that were made.
+    pub(crate) fn of(&self, hidden_btd: &Tensor) -> Tensor {
+        match self {
+            Self::Columns(wanted, _) => wanted.of(hidden_btd, 1),
+            Self::Places(places) => places.of(hidden_btd),
+        }
+    }
+}
+
 /// What the queries of some columns see.
 #[derive(Debug)]
 pub(crate) struct Tail {
-    pub(crate) wanted: Wanted,
+    pub(crate) selection: Selection,
     pub(crate) mask: Mask,
     pub(crate) local: Option<Mask>,
+}
+
+/// The columns of a pass whose output is wanted.
+#[derive(Debug)]
+pub(crate) enum Selection {
+    /// Of padded rows.
+    Columns(Wanted),
+    /// Of rows without padding, int64 `[m]`.
+    Tokens(Tensor),
+}
+
+impl Selection {
+    /// These of a tensor that has the columns along `dim`.
+    pub(crate) fn of(&self, x: &Tensor, dim: usize) -> Tensor {
+        match self {
+            Self::Columns(wanted) => wanted.of(x, dim),
+            Self::Tokens(tokens_m) => x.index_select(dim as i64, tokens_m),
+        }
+    }
 }
 
 /// Which columns a layer computes.
@@ -67,19 +124,61 @@ impl Context {
 }
 
 impl Model {
-    /// What the blocks share, for a pass without a cache.
-    pub(crate) fn context(&self, input: &Input) -> Context {
-        let (shape, prefixes) = (&self.shape, &input.prefixes);
+    /// A pass without a cache, up to the first block.
+    ///
+    /// # Panics
+    /// When a row is longer than the positions of the model.
+    pub(crate) fn pass(&self, input: &Input) -> Pass {
+        let (columns, bound) = (input.ids_bt.size()[1], self.shape.max_positions);
+        assert!(
+            columns as usize <= bound || input.spans_bt.is_some(),
+            "an input of {columns} tokens is longer than the model's {bound} positions"
+        );
+        match Unpadded::new(input, &self.shape) {
+            Some(unpadded) => self.unpadded_pass(unpadded),
+            None => Pass {
+                embedded_btd: self.embed(&input.ids_bt, &input.positions(), input.places()),
+                context: self.context(input),
+                output: Output::Columns(input.wanted.shallow_clone(), columns),
+            },
+        }
+    }
+
+    fn unpadded_pass(&self, unpadded: Unpadded) -> Pass {
+        let tail = unpadded.wanted.map(|(tokens_m, mask)| Tail {
+            selection: Selection::Tokens(tokens_m),
+            mask,
+            local: None,
+        });
+        let sight = Sight::Pass {
+            mask: unpadded.mask,
+            local: None,
+            tail,
+        };
+        Pass {
+            embedded_btd: self.embed(&unpadded.ids_1n, &unpadded.positions_1n, None),
+            context: Context {
+                rotation: self.rotation(&unpadded.positions_1n, None),
+                sight,
+                adapter_dropout: 0.0,
+            },
+            output: Output::Places(unpadded.places),
+        }
+    }
+
+    /// What the blocks share, for a pass over padded rows.
+    fn context(&self, input: &Input) -> Context {
+        let (shape, prefixes, valid_bt) = (&self.shape, &input.prefixes, input.mask_bt());
         assert!(
             prefixes.is_empty()
-                || input.valid_bt.is_none()
+                || valid_bt.is_none()
                     && shape.local.is_none()
                     && shape.positions != Positions::Alibi,
             "tokens that see each other in both directions, in {shape:?}"
         );
         let span = Span {
             len: input.ids_bt.size()[1],
-            valid_bt: input.valid_bt.as_ref(),
+            valid_bt: valid_bt.as_ref(),
             prefixes,
             device: self.device(),
         };
@@ -94,10 +193,16 @@ impl Model {
             local: local
                 .as_ref()
                 .map(|local| local.tail(&span, &wanted, self.kind())),
-            wanted,
+            selection: Selection::Columns(wanted),
+        });
+        // Behind padding the positions say where a row ends.
+        let ends_early = !input.real.is_empty() && valid_bt.is_none();
+        let lengths_b = ends_early.then(|| {
+            let lengths: Vec<i64> = input.real.iter().map(|row| row.len() as i64).collect();
+            Tensor::from_slice(&lengths).to_device(self.device())
         });
         Context {
-            rotation: self.rotation(&input.positions(), input.lengths_b.as_ref()),
+            rotation: self.rotation(&input.positions(), lengths_b.as_ref()),
             sight: Sight::Pass { mask, local, tail },
             adapter_dropout: 0.0,
         }

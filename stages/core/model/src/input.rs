@@ -2,6 +2,8 @@
 //!
 //! Shape suffixes: b rows, t positions.
 
+use std::ops::Range;
+
 use datasets::LmRow;
 use datasets::collate::{Padded, Side, pad};
 use tch::{Device, Kind, Tensor};
@@ -11,12 +13,8 @@ use tch::{Device, Kind, Tensor};
 pub struct Input {
     /// Token ids, int64 `[b, t]`.
     pub ids_bt: Tensor,
-    /// `true` on real tokens, bool `[b, t]`. `None` where padding, if any, is on the right: real
-    /// tokens then come first and, by causality, see no padding.
-    pub valid_bt: Option<Tensor>,
-    /// Tokens of each row, int64 `[b]`, where padding on the right alone makes them fewer than the
-    /// columns. (Only dynamic rotary scaling asks: causality hides such padding from all else.)
-    pub lengths_b: Option<Tensor>,
+    /// The columns of each row's real tokens, which are next to each other; empty: all of every row.
+    pub real: Vec<Range<usize>>,
     /// For each row how many of its first tokens see each other, whatever their order; empty: none.
     /// Padding, if any, is on the right then.
     pub prefixes: Vec<usize>,
@@ -35,8 +33,8 @@ pub enum Wanted {
     All,
     /// Those from this one on, above 0.
     From(i64),
-    /// One of each row, int64 `[b]`.
-    One(Tensor),
+    /// The last token of each row, int64 `[b]`.
+    Last(Tensor),
 }
 
 impl Wanted {
@@ -46,7 +44,7 @@ impl Wanted {
         match self {
             Self::All => x.shallow_clone(),
             Self::From(from) => x.narrow(dim as i64, *from, size[dim] - from),
-            Self::One(columns_b) => {
+            Self::Last(columns_b) => {
                 size[0] = columns_b.size()[0];
                 let x = x.expand(&size, false);
                 size[dim] = 1;
@@ -56,7 +54,7 @@ impl Wanted {
     }
 
     /// Hidden states of these columns, `[b, .., d]`, between zeros in the others of `len`.
-    fn among_zeros(&self, hidden: &Tensor, len: i64) -> Tensor {
+    pub(crate) fn among_zeros(&self, hidden: &Tensor, len: i64) -> Tensor {
         let mut size = hidden.size();
         let zeros = |columns| {
             let size = [size[0], columns, size[2]];
@@ -65,7 +63,7 @@ impl Wanted {
         match self {
             Self::All => hidden.shallow_clone(),
             Self::From(from) => Tensor::cat(&[&zeros(*from), hidden], 1),
-            Self::One(columns_b) => {
+            Self::Last(columns_b) => {
                 let all = zeros(len);
                 size[1] = 1;
                 all.scatter(1, &along(columns_b, &size), hidden)
@@ -77,7 +75,7 @@ impl Wanted {
         match self {
             Self::All => Self::All,
             Self::From(from) => Self::From(*from),
-            Self::One(columns_b) => Self::One(columns_b.shallow_clone()),
+            Self::Last(columns_b) => Self::Last(columns_b.shallow_clone()),
         }
     }
 }
@@ -94,8 +92,7 @@ impl Input {
     pub fn dense(ids_bt: Tensor) -> Self {
         Self {
             ids_bt,
-            valid_bt: None,
-            lengths_b: None,
+            real: Vec::new(),
             prefixes: Vec::new(),
             wanted: Wanted::All,
             spans_bt: None,
@@ -128,7 +125,7 @@ impl Input {
         let last: Vec<i64> = lengths.iter().map(|length| *length as i64 - 1).collect();
         let columns_b = Tensor::from_slice(&last).to_device(self.ids_bt.device());
         Self {
-            wanted: Wanted::One(columns_b),
+            wanted: Wanted::Last(columns_b),
             ..self
         }
     }
@@ -171,32 +168,45 @@ impl Input {
         }
     }
 
-    /// A padded batch; the mask is kept only where padding precedes a real token.
+    /// A padded batch.
+    ///
+    /// # Panics
+    /// As [`Self::masked`].
     pub fn from_padded(padded: &Padded, device: Device) -> Self {
-        let rows = padded.valid.chunks(padded.cols.max(1));
-        let right_padded = rows.clone().all(|row| row.is_sorted_by(|a, b| a >= b));
-        if !right_padded {
-            return Self::left_padded(padded, device);
-        }
-        let length = |row: &[bool]| row.iter().filter(|valid| **valid).count() as i64;
-        let lengths: Vec<i64> = rows.map(length).collect();
-        let lengths_b = padded.valid.contains(&false).then_some(lengths);
+        Self::masked(ids_of(padded, device), &padded.valid)
+    }
+
+    /// Ids, of which those are real where `valid` (row by row) is true.
+    ///
+    /// # Panics
+    /// When there are not as many of both, or padding stands between real tokens.
+    pub fn masked(ids_bt: Tensor, valid: &[bool]) -> Self {
+        assert_eq!(ids_bt.numel(), valid.len(), "a mask of {:?}", ids_bt.size());
+        let columns = ids_bt.size()[1].max(1) as usize;
+        let real = if valid.contains(&false) {
+            valid.chunks(columns).map(real_columns).collect()
+        } else {
+            Vec::new()
+        };
         Self {
-            lengths_b: lengths_b.map(|lengths| Tensor::from_slice(&lengths).to_device(device)),
-            ..Self::dense(ids_of(padded, device))
+            real,
+            ..Self::dense(ids_bt)
         }
     }
 
-    /// A padded batch with its mask, wherever the padding is.
-    pub fn left_padded(padded: &Padded, device: Device) -> Self {
-        let dims = [padded.rows as i64, padded.cols as i64];
-        let valid = Tensor::from_slice(&padded.valid)
-            .view(dims)
-            .to_device(device);
-        Self {
-            valid_bt: Some(valid),
-            ..Self::dense(ids_of(padded, device))
+    /// The mask of the real tokens, bool `[b, t]`, where padding precedes some: behind them it is hidden by causality.
+    pub(crate) fn mask_bt(&self) -> Option<Tensor> {
+        if self.real.iter().all(|row| row.start == 0) {
+            return None;
         }
+        let columns = self.ids_bt.size()[1] as usize;
+        let of_row = |row: &Range<usize>| {
+            let row = row.clone();
+            (0..columns).map(move |column| row.contains(&column))
+        };
+        let valid: Vec<bool> = self.real.iter().flat_map(of_row).collect();
+        let mask_bt = Tensor::from_slice(&valid).view_(self.ids_bt.size());
+        Some(mask_bt.to_device(self.ids_bt.device()))
     }
 
     /// The columns that are wanted, where they are not all.
@@ -208,13 +218,8 @@ impl Input {
                 assert!((1..len).contains(from), "columns from {from} of {len}");
                 Some(Wanted::From(*from))
             }
-            one @ Wanted::One(_) => Some(one.shallow_clone()),
+            last @ Wanted::Last(_) => Some(last.shallow_clone()),
         }
-    }
-
-    /// Puts zeros where hidden states are not wanted, `[b, t, d]`.
-    pub(crate) fn fill(&self, hidden: &Tensor) -> Tensor {
-        self.wanted.among_zeros(hidden, self.ids_bt.size()[1])
     }
 
     /// Each token's position in the text, int64 `[b, t]` or `[1, t]`.
@@ -222,7 +227,7 @@ impl Input {
         if let Some([positions_bt, _]) = &self.spans_bt {
             return positions_bt.shallow_clone();
         }
-        if let Some(valid_bt) = &self.valid_bt {
+        if let Some(valid_bt) = self.mask_bt() {
             return (valid_bt.cumsum(1, Kind::Int64) - 1).clamp_min(0);
         }
         let len = self.ids_bt.size()[1];
@@ -233,20 +238,15 @@ impl Input {
     pub(crate) fn places(&self) -> Option<&Tensor> {
         self.spans_bt.as_ref().map(|[_, places_bt]| places_bt)
     }
+}
 
-    pub(crate) fn shallow_clone(&self) -> Self {
-        Self {
-            ids_bt: self.ids_bt.shallow_clone(),
-            valid_bt: self.valid_bt.as_ref().map(Tensor::shallow_clone),
-            lengths_b: self.lengths_b.as_ref().map(Tensor::shallow_clone),
-            prefixes: self.prefixes.clone(),
-            wanted: self.wanted.shallow_clone(),
-            spans_bt: self
-                .spans_bt
-                .as_ref()
-                .map(|both| both.each_ref().map(Tensor::shallow_clone)),
-        }
-    }
+/// From the first real token of a row to the last.
+fn real_columns(valid: &[bool]) -> Range<usize> {
+    let start = valid.iter().position(|valid| *valid).unwrap_or(0);
+    let len = valid[start..].iter().take_while(|valid| **valid).count();
+    let behind = &valid[start + len..];
+    assert!(!behind.contains(&true), "padding between real tokens");
+    start..start + len
 }
 
 fn ids_of(padded: &Padded, device: Device) -> Tensor {

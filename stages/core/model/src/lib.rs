@@ -9,7 +9,7 @@
 //! sampling; parameters carry Hugging Face's names and layouts (`recipe::tensors`), so that folders need no
 //! conversion; what has other names or layouts (`ChatGLM`, GGUF) is renamed and put in order as it is read.
 //!
-//! Reading order: `block`, `linear`, `attention`, `positions` and `quantized` (the arithmetic), `parameters` (tensors,
+//! Reading order: `block`, `linear`, `attention`, `unpadded`, `positions` and `quantized` (the arithmetic), `parameters` (tensors,
 //! codes and adapters), `transformer` ([`Model`]), `derived` (models made of others), `tape` (the backward pass), `adapter` (what is trained beside frozen
 //! weights), `cache` and `step` (decoding), `losses`, then `weights` (files of tensors), `read`, `folder`, `peft`,
 //! `checkpoint` and `gguf`.
@@ -38,6 +38,7 @@ mod read;
 mod step;
 mod tape;
 mod transformer;
+mod unpadded;
 pub mod weights;
 
 pub use cache::{CachedRow, KvCache};

@@ -10,7 +10,7 @@
 use tch::Tensor;
 
 use crate::ModelError;
-use crate::context::{Columns, Context};
+use crate::context::{Context, Output, Pass};
 use crate::draw::seeded;
 use crate::input::Input;
 use crate::transformer::Model;
@@ -37,6 +37,7 @@ pub struct Tape {
     /// Input (a leaf) and output of the final norm.
     norm: (Tensor, Tensor),
     hidden_btd: Tensor,
+    output: Output,
 }
 
 impl Model {
@@ -49,12 +50,12 @@ impl Model {
     /// tape.backward(&model)?;            // gradients of all else
     /// ```
     pub fn record(&self, input: &Input, options: &RecordOptions) -> (Tensor, Tape) {
-        let input = input.shallow_clone();
-        let context = Context {
-            adapter_dropout: self.adapter_dropout(),
-            ..self.context(&input)
-        };
-        let embedded_btd = self.embed(&input.ids_bt, &input.positions(), input.places());
+        let Pass {
+            embedded_btd,
+            mut context,
+            output,
+        } = self.pass(input);
+        context.adapter_dropout = self.adapter_dropout();
         let mut x_btd = leaf(&embedded_btd);
         let mut blocks = Vec::with_capacity(self.blocks().len());
         for index in 0..self.blocks().len() {
@@ -69,7 +70,7 @@ impl Model {
             x_btd = next;
         }
         let normed = self.final_norm(&x_btd);
-        let hidden_btd = leaf(&input.fill(&normed.detach()));
+        let hidden_btd = leaf(&output.fill(&normed.detach()));
         let tape = Tape {
             options: *options,
             context,
@@ -77,6 +78,7 @@ impl Model {
             blocks,
             norm: (x_btd, normed),
             hidden_btd: hidden_btd.shallow_clone(),
+            output,
         };
         (hidden_btd, tape)
     }
@@ -112,11 +114,7 @@ impl Tape {
             return Err(ModelError::NoGradient);
         }
         let (x_btd, y_btd) = self.norm;
-        // Columns that are not wanted have none.
-        let grad = match self.context.tail(Columns::Wanted) {
-            Some(tail) => tail.wanted.of(&grad, 1),
-            None => grad,
-        };
+        let grad = self.output.of(&grad);
         torch_ext::backward(&[&y_btd], &[&grad])?;
         let mut grad = x_btd.grad();
         drop((x_btd, y_btd, self.hidden_btd));

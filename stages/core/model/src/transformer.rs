@@ -180,12 +180,12 @@ impl Model {
     /// # Panics
     /// When the input is longer than the positions of the model.
     pub fn hidden(&self, input: &Input) -> Tensor {
-        let context = self.context(input);
-        let mut x_btd = self.embed(&input.ids_bt, &input.positions(), input.places());
+        let pass = self.pass(input);
+        let mut x_btd = pass.embedded_btd;
         for (index, block) in self.blocks.iter().enumerate() {
-            x_btd = block.forward(&x_btd, &context, None, 0.0, self.columns(index));
+            x_btd = block.forward(&x_btd, &pass.context, None, 0.0, self.columns(index));
         }
-        input.fill(&self.final_norm(&x_btd))
+        pass.output.fill(&self.final_norm(&x_btd))
     }
 
     /// Logits `[..., v]` of hidden states `[..., d]`, in the parameters' type.
@@ -282,19 +282,13 @@ impl Model {
         }
     }
 
-    /// Tokens and their positions; `places_bt` are their places within spans, whose positions are not
-    /// bounded by the row's length.
+    /// Tokens and their positions; `places_bt` are their places within spans.
     pub(crate) fn embed(
         &self,
         ids_bt: &Tensor,
         positions_bt: &Tensor,
         places_bt: Option<&Tensor>,
     ) -> Tensor {
-        let (len, bound) = (ids_bt.size()[1] as usize, self.shape.max_positions);
-        assert!(
-            len <= bound || places_bt.is_some(),
-            "an input of {len} tokens is longer than the model's {bound} positions"
-        );
         let look_up =
             |table: &Tensor, rows: &Tensor| Tensor::embedding(table, rows, -1, false, false);
         let mut tokens_btd = look_up(&self.embedding_vd, ids_bt);

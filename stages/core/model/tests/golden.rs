@@ -80,10 +80,8 @@ fn load(golden: &Tensors, kind: Kind) -> Model {
 }
 
 fn input(golden: &Tensors) -> Input {
-    Input {
-        valid_bt: Some(golden["valid"].shallow_clone()),
-        ..Input::dense(golden["ids"].shallow_clone())
-    }
+    let valid: Vec<bool> = Vec::try_from(golden["valid"].flatten(0, -1)).expect("a mask");
+    Input::masked(golden["ids"].shallow_clone(), &valid)
 }
 
 /// The loss of `make_models.py`.

@@ -11,7 +11,7 @@
 //! **Reading order:** [`files`] (how anything is written) and
 //! [`leftovers`] (what a kill leaves), [`hash`] and [`manifest`] (how it is
 //! trusted), [`run_folder`] (where it lies), [`metrics`] and [`events`] (how a run is seen),
-//! [`seeds`] (where randomness comes from), [`statistics`], [`interrupt`] and [`logging`].
+//! [`seeds`] (where randomness comes from), [`ranks`] (which of several processes this is), [`statistics`], [`interrupt`] and [`logging`].
 
 pub mod events;
 pub mod files;
@@ -22,6 +22,7 @@ pub mod logging;
 pub mod manifest;
 mod metric_names;
 pub mod metrics;
+pub mod ranks;
 pub mod run_folder;
 pub mod seeds;
 pub mod statistics;

@@ -105,6 +105,17 @@ pub fn load() -> Result<Option<&'static Cuda>, TorchError> {
     Ok(Some(LOADED.get_or_init(|| cuda)))
 }
 
+/// The address of the function that makes NCCL's process groups, for a GPU that can be used.
+pub(crate) fn nccl_factory() -> Result<*mut c_void, TorchError> {
+    let failed = |message: String| TorchError::Library {
+        path: beside_executable(FILE),
+        message,
+        hint: HINT,
+    };
+    let cuda = load()?.ok_or_else(|| failed("no GPU can be used".to_owned()))?;
+    cuda.library.symbol(c"rlhf_cuda_nccl").map_err(failed)
+}
+
 /// CUDA's own words for why no device can be used. `libtorch_cuda.so` must be loaded.
 pub(crate) fn why_unavailable() -> String {
     match Cuda::open().and_then(|cuda| cuda.device_count()) {

@@ -41,6 +41,73 @@ unsafe extern "C" {
         outputs: *const *const C_tensor,
         grads: *const *const C_tensor,
     ) -> Status;
+    pub(crate) fn rlhf_row_attention(
+        q_hme: *const C_tensor,
+        k_gne: *const C_tensor,
+        v_gne: *const C_tensor,
+        query_starts: *const C_tensor,
+        key_starts: *const C_tensor,
+        longest_queries: i64,
+        longest_keys: i64,
+        scale: f64,
+        out: *mut *mut C_tensor,
+    ) -> Status;
+    pub(crate) fn rlhf_store_open(
+        host: *const c_char,
+        port: u16,
+        serves: bool,
+        timeout_ms: i64,
+        out: *mut *mut c_void,
+    ) -> Status;
+    pub(crate) fn rlhf_store_close(store: *mut c_void);
+    pub(crate) fn rlhf_store_set(
+        store: *mut c_void,
+        key: *const c_char,
+        value: *const c_char,
+    ) -> Status;
+    pub(crate) fn rlhf_store_get(
+        store: *mut c_void,
+        key: *const c_char,
+        timeout_ms: i64,
+        value: *mut *mut c_char,
+    ) -> Status;
+    pub(crate) fn rlhf_group_open(
+        store: *mut c_void,
+        name: *const c_char,
+        host: *const c_char,
+        rank: i32,
+        size: i32,
+        timeout_ms: i64,
+        nccl: *mut c_void,
+        out: *mut *mut c_void,
+    ) -> Status;
+    pub(crate) fn rlhf_group_close(group: *mut c_void);
+    pub(crate) fn rlhf_all_reduce(
+        group: *mut c_void,
+        tensor: *const C_tensor,
+        reduction: i32,
+        work: *mut *mut c_void,
+    ) -> Status;
+    pub(crate) fn rlhf_all_gather(
+        group: *mut c_void,
+        whole: *const C_tensor,
+        part: *const C_tensor,
+        work: *mut *mut c_void,
+    ) -> Status;
+    pub(crate) fn rlhf_reduce_scatter(
+        group: *mut c_void,
+        part: *const C_tensor,
+        whole: *const C_tensor,
+        work: *mut *mut c_void,
+    ) -> Status;
+    pub(crate) fn rlhf_broadcast(
+        group: *mut c_void,
+        tensor: *const C_tensor,
+        root: i32,
+        work: *mut *mut c_void,
+    ) -> Status;
+    pub(crate) fn rlhf_work_wait(work: *mut c_void) -> Status;
+    pub(crate) fn rlhf_work_free(work: *mut c_void);
     pub(crate) fn rlhf_free_grad(tensor: *const C_tensor) -> Status;
     pub(crate) fn rlhf_quantized_linear(
         x_ni: *const C_tensor,

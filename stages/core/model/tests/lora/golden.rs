@@ -75,10 +75,8 @@ impl Golden {
     }
 
     pub fn input(&self) -> Input {
-        Input {
-            valid_bt: Some(self.tensors["valid"].shallow_clone()),
-            ..Input::dense(self.tensors["ids"].shallow_clone())
-        }
+        let valid: Vec<bool> = Vec::try_from(self.tensors["valid"].flatten(0, -1)).expect("a mask");
+        Input::masked(self.tensors["ids"].shallow_clone(), &valid)
     }
 
     /// The largest difference of outputs at real tokens.

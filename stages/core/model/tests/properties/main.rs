@@ -124,11 +124,15 @@ fn padded(rows: &[Vec<i64>], left: bool) -> Input {
         let flat: Vec<i64> = rows.iter().flat_map(|row| fill(row, pad, real)).collect();
         Tensor::from_slice(&flat).view([rows.len() as i64, len as i64])
     };
-    let valid_bt = left.then(|| stack(0, &|_| 1).to_kind(Kind::Bool));
-    let lengths: Vec<i64> = rows.iter().map(|row| row.len() as i64).collect();
+    let real = rows.iter().map(|row| {
+        if left {
+            len - row.len()..len
+        } else {
+            0..row.len()
+        }
+    });
     Input {
-        valid_bt,
-        lengths_b: (!left).then(|| Tensor::from_slice(&lengths)),
+        real: real.collect(),
         ..Input::dense(stack(1, &|t| t))
     }
 }
