@@ -98,38 +98,26 @@ fn compile_emulated() {
     beside_binaries(&library);
 }
 
+const CUDA_LIBRARY: &str = "librlhf_cuda.so";
+
 /// A missing header is a warning: machines without GPUs do not need the library, and the others are
-/// told at run time.
+/// told at run time. One that was built of other sources would be found there, so it goes.
 fn compile_cuda(torch: &Path) {
     let Ok(torch) = torch.canonicalize() else {
         return;
     };
     let Some(site) = torch.parent() else { return };
     let cuda = site.join("nvidia/cu13");
-    // `crt`, `cccl`, `nvcc` and `nvvm` come in wheels of their own.
-    for part in [
-        "include/cuda_runtime.h",
-        "include/crt/host_defines.h",
-        "include/cccl",
-        "bin/nvcc",
-        "nvvm/bin/cicc",
-        "../nccl/include/nccl.h",
-    ] {
-        let path = cuda.join(part);
-        println!("cargo:rerun-if-changed={}", path.display());
-        if !path.exists() {
-            println!(
-                "cargo:warning=librlhf_cuda.so is not built: {} is missing; hint: install requirements.txt \
-                 (`make setup`)",
-                path.display()
-            );
-            return;
-        }
+    if let Some(missing) = missing_part(&cuda) {
+        println!(
+            "cargo:warning={CUDA_LIBRARY} is not built: {} is missing; hint: install requirements.txt \
+             (`make setup`)",
+            missing.display()
+        );
+        let _ = std::fs::remove_file(binaries().join(CUDA_LIBRARY));
+        return;
     }
-    let (kernels, library) = (
-        out_dir().join("kernels.o"),
-        out_dir().join("librlhf_cuda.so"),
-    );
+    let (kernels, library) = (out_dir().join("kernels.o"), out_dir().join(CUDA_LIBRARY));
     let compiler = cc::Build::new().cpp(true).get_compiler();
     let mut command = Command::new(cuda.join("bin/nvcc"));
     command.args(["-std=c++17", "-O3", "-Xcompiler", "-fPIC", "--threads", "2"]);
@@ -157,7 +145,9 @@ fn compile_cuda(torch: &Path) {
     }
     command.arg("-isystem").arg(cuda.join("include"));
     command.arg("-isystem").arg(cuda.join("include/cccl"));
-    command.arg("-isystem").arg(site.join("nvidia/nccl/include"));
+    command
+        .arg("-isystem")
+        .arg(site.join("nvidia/nccl/include"));
     command.arg("-DUSE_C10D_NCCL");
     command.args(["cpp/cuda/runtime.cpp", "cpp/cuda/nccl.cpp"]);
     command.arg(&kernels);
@@ -176,6 +166,24 @@ fn compile_cuda(torch: &Path) {
     beside_binaries(&library);
 }
 
+/// What the CUDA library cannot be built without.
+fn missing_part(cuda: &Path) -> Option<PathBuf> {
+    // `crt`, `cccl`, `nvcc` and `nvvm` come in wheels of their own.
+    let parts = [
+        "include/cuda_runtime.h",
+        "include/crt/host_defines.h",
+        "include/cccl",
+        "bin/nvcc",
+        "nvvm/bin/cicc",
+        "../nccl/include/nccl.h",
+    ]
+    .map(|part| cuda.join(part));
+    for path in &parts {
+        println!("cargo:rerun-if-changed={}", path.display());
+    }
+    parts.into_iter().find(|path| !path.exists())
+}
+
 fn out_dir() -> PathBuf {
     PathBuf::from(env::var("OUT_DIR").expect("cargo sets OUT_DIR"))
 }
@@ -186,11 +194,22 @@ fn run(command: &mut Command) {
 }
 
 /// target/release/build/torch-ext-HASH/out: the binaries lie three folders up.
+fn binaries() -> PathBuf {
+    let out = out_dir();
+    let binaries = out.ancestors().nth(3);
+    binaries
+        .expect("OUT_DIR lies in the target folder")
+        .to_path_buf()
+}
+
+/// Puts a new file in the place of an old one, which processes may have mapped.
 fn beside_binaries(library: &Path) {
-    let (out, name) = (out_dir(), library.file_name().expect("a file"));
-    let binaries = out
-        .ancestors()
-        .nth(3)
-        .expect("OUT_DIR lies in the target folder");
-    std::fs::copy(library, binaries.join(name)).expect("the target folder is writable");
+    let name = library.file_name().expect("a file").to_string_lossy();
+    let (to, unfinished) = (
+        binaries().join(&*name),
+        binaries().join(format!("{name}.tmp")),
+    );
+    std::fs::copy(library, &unfinished)
+        .and_then(|_| std::fs::rename(&unfinished, &to))
+        .expect("the target folder is writable");
 }

@@ -141,10 +141,21 @@ struct Sample {
   double* logprobs;
 };
 
-constexpr int64_t kWidest = 256;             // head
+constexpr int64_t kWidest = 256;                 // head
 constexpr int64_t kLargestVocabulary = 1 << 18;  // to sample from
+constexpr int64_t kCacheBlock = 16;              // positions
+
+// What a worker and a library of kernels must have in common; mirrors `Terms` in src/kernels.rs. It leads the table for ever.
+struct Terms {
+  int64_t version;
+  int64_t widest, largest_vocabulary, cache_block;
+};
+
+// The version goes up with every change of the structures above and of the table below.
+constexpr Terms kTerms{1, kWidest, kLargestVocabulary, kCacheBlock};
 
 struct Kernels {
+  Terms terms;
   void (*norm)(On, const Norm&);
   void (*norm_back)(On, const NormBack&);
   void (*rotate)(On, const Rotation&);

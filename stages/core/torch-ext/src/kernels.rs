@@ -1,14 +1,15 @@
 //! Which operators run: kernels of our own, or libtorch's in their place.
 
 use std::ffi::c_void;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use tch::Device;
 
-use crate::TorchError;
 use crate::dynamic::Library;
 use crate::ffi;
+use crate::{CACHE_BLOCK, LARGEST_DEVICE_VOCABULARY, TorchError, WIDEST_DEVICE_HEAD};
 
 static PLAIN: AtomicBool = AtomicBool::new(false);
 /// Where the kernels of `cpp/cuda` run.
@@ -38,7 +39,7 @@ pub fn is_plain() -> bool {
 /// slow; for tests where no GPU is.
 ///
 /// # Errors
-/// When `librlhf_emulated.so` is not there.
+/// When `librlhf_emulated.so` is not there or of other sources, or a GPU's kernels are in use.
 pub fn use_emulated_kernels() -> Result<(), TorchError> {
     let path = beside_executable(EMULATED);
     let library = Library::open(&path, EMULATED_HINT)?;
@@ -50,7 +51,7 @@ pub fn use_emulated_kernels() -> Result<(), TorchError> {
 /// Takes the kernels of `librlhf_cuda.so` into use.
 pub(crate) fn use_device_kernels(
     library: &Library,
-    path: &std::path::Path,
+    path: &Path,
     hint: &'static str,
     multiprocessors: i32,
 ) -> Result<(), TorchError> {
@@ -59,25 +60,81 @@ pub(crate) fn use_device_kernels(
     Ok(())
 }
 
+/// What a worker and a library of kernels must have in common; mirrors `Terms` in `cpp/device.h`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    version: i64,
+    widest_head: i64,
+    largest_vocabulary: i64,
+    cache_block: i64,
+}
+
+impl Terms {
+    const OURS: Self = Self {
+        version: 1,
+        widest_head: WIDEST_DEVICE_HEAD as i64,
+        largest_vocabulary: LARGEST_DEVICE_VOCABULARY as i64,
+        cache_block: CACHE_BLOCK as i64,
+    };
+
+    fn named(self) -> [(&'static str, i64); 4] {
+        [
+            ("version", self.version),
+            ("widest head", self.widest_head),
+            ("largest vocabulary", self.largest_vocabulary),
+            ("cache's block", self.cache_block),
+        ]
+    }
+
+    /// In words, where they are not ours.
+    fn check(self) -> Result<(), String> {
+        let pairs = self.named().into_iter().zip(Self::OURS.named());
+        for ((name, found), (_, expected)) in pairs {
+            if found != expected {
+                let ours = format!("this program's {expected}");
+                return Err(format!("the {name} of its kernels is {found}, and {ours}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+const REBUILD: &str = "build the worker and its libraries anew, together (`make build`)";
+const ONE_AT_A_TIME: &str = "a process computes with the GPU's kernels or with their emulation; \
+                             `RLHF_KERNELS=emulated` goes with `--device cpu`";
+
 fn install(
     library: &Library,
-    path: &std::path::Path,
+    path: &Path,
     device: i32,
     hint: &'static str,
 ) -> Result<(), TorchError> {
-    let address =
-        library
-            .symbol(c"rlhf_device_kernels")
-            .map_err(|message| TorchError::Library {
-                path: path.into(),
-                message,
-                hint,
-            })?;
+    static TURN: Mutex<()> = Mutex::new(());
+    let failed = |hint| {
+        move |message| TorchError::Library {
+            path: path.into(),
+            message,
+            hint,
+        }
+    };
+    let address = library
+        .symbol(c"rlhf_device_kernels")
+        .map_err(failed(hint))?;
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let there = DEVICE_KERNELS.load(Ordering::Relaxed);
+    if there != NOWHERE && there != device {
+        let message = "other kernels are in use".to_owned();
+        return Err(failed(ONE_AT_A_TIME)(message));
+    }
     // SAFETY: the symbol is a function of this type in `cpp/cuda/kernels.cu`; the table that it returns
-    // lives as long as the library, which is never unloaded.
+    // begins with its terms, and lives as long as the library, which is never unloaded.
     unsafe {
         let table: unsafe extern "C" fn() -> *const c_void = std::mem::transmute(address);
-        ffi::rlhf_use_device_kernels(table(), device == ON_CPU);
+        let table = table();
+        let terms = *table.cast::<Terms>();
+        terms.check().map_err(failed(REBUILD))?;
+        ffi::rlhf_use_device_kernels(table, device == ON_CPU);
     }
     DEVICE_KERNELS.store(device, Ordering::Relaxed);
     Ok(())
@@ -112,4 +169,20 @@ pub(crate) fn beside_executable(file: &str) -> PathBuf {
         .find(|path| path.exists())
         .unwrap_or(&candidates[0])
         .clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_on_other_terms_are_refused() {
+        assert_eq!(Terms::OURS.check(), Ok(()));
+        let other = Terms {
+            cache_block: 32,
+            ..Terms::OURS
+        };
+        let words = "the cache's block of its kernels is 32, and this program's 16";
+        assert_eq!(other.check(), Err(words.to_owned()));
+    }
 }

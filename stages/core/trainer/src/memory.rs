@@ -3,19 +3,20 @@
 use std::fs;
 
 use tch::Device;
+use torch_ext::cuda::{self, Cuda};
 
 use crate::error::TrainerError;
 
 /// Bytes held at most since the process began: on a GPU by tensors; on the CPU by the process as a whole, some
-/// 0.45 GiB of libtorch's own among them. `None` where the system does not say (it does on Linux).
+/// 380 MB of libtorch's own among them. `None` where the system does not say (it does on Linux).
 ///
 /// # Errors
 /// CUDA's.
 pub fn peak_bytes(device: Device) -> Result<Option<u64>, TrainerError> {
-    if let (Device::Cuda(index), Some(cuda)) = (device, torch_ext::cuda::load()?) {
-        return Ok(Some(cuda.peak_bytes(index)?));
+    match of_gpu(device)? {
+        Some((cuda, index)) => Ok(Some(cuda.peak_bytes(index)?)),
+        None => Ok(of_process("VmHWM:")),
     }
-    Ok(of_process("VmHWM:"))
 }
 
 /// What is in memory at the start of a stage, bytes, beside which its model and all else is counted. On a GPU the peak
@@ -24,7 +25,7 @@ pub fn peak_bytes(device: Device) -> Result<Option<u64>, TrainerError> {
 /// # Errors
 /// CUDA's.
 pub fn begin_peak(device: Device) -> Result<Option<u64>, TrainerError> {
-    if let (Device::Cuda(index), Some(cuda)) = (device, torch_ext::cuda::load()?) {
+    if let Some((cuda, index)) = of_gpu(device)? {
         cuda.empty_cache()?;
         cuda.reset_peak(index)?;
     }
@@ -36,10 +37,18 @@ pub fn begin_peak(device: Device) -> Result<Option<u64>, TrainerError> {
 /// # Errors
 /// CUDA's.
 pub fn resident_bytes(device: Device) -> Result<Option<u64>, TrainerError> {
-    if let (Device::Cuda(index), Some(cuda)) = (device, torch_ext::cuda::load()?) {
-        return Ok(Some(cuda.memory(index)?.current_bytes as u64));
+    match of_gpu(device)? {
+        Some((cuda, index)) => Ok(Some(cuda.memory(index)?.current_bytes as u64)),
+        None => Ok(of_process("VmRSS:")),
     }
-    Ok(of_process("VmRSS:"))
+}
+
+/// CUDA and the index of a GPU. Who computes on the CPU loads nothing for a GPU that the machine has beside it.
+fn of_gpu(device: Device) -> Result<Option<(&'static Cuda, usize)>, TrainerError> {
+    let Device::Cuda(index) = device else {
+        return Ok(None);
+    };
+    Ok(cuda::load()?.map(|cuda| (cuda, index)))
 }
 
 fn of_process(name: &str) -> Option<u64> {

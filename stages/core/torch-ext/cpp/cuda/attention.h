@@ -8,7 +8,7 @@
 
 namespace rlhf::device {
 
-constexpr int kBlock = 16;    // positions
+constexpr int kBlock = kCacheBlock;
 constexpr int kWarps = 4;     // of a block of threads
 constexpr int kTogether = 4;  // heads that share a key's load, at most
 constexpr int kHeld = 8;      // numbers of a head's output that a thread sums

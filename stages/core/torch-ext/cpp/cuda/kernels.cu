@@ -179,8 +179,9 @@ void sample(On on, const device::Sample& it) {
   });
 }
 
-constexpr device::Kernels kKernels{norm, norm_back, rotate,        gate,      gate_back, gelu,
-                                   gelu_back, logprobs, logprobs_back, attention, sample};
+constexpr device::Kernels kKernels{
+    device::kTerms, norm,     norm_back,     rotate,    gate,  gate_back, gelu,
+    gelu_back,      logprobs, logprobs_back, attention, sample};
 
 }  // namespace
 
