@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/util/Exception.h>
 
 #include "device.h"
 
@@ -20,9 +21,12 @@ inline void* at_of(const at::Tensor& tensor) {
 template <typename Arguments>
 void call(void (*Kernels::*kernel)(On, const Arguments&), const at::Tensor& tensor,
           const Arguments& arguments) {
-  const auto number = tensor.scalar_type() == at::kFloat    ? Number::kF32
-                      : tensor.scalar_type() == at::kDouble ? Number::kF64
-                                                            : Number::kBf16;
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble || type == at::kBFloat16,
+              "a kernel for numbers in ", type, "; there are those for Float, Double and BFloat16");
+  const auto number = type == at::kFloat    ? Number::kF32
+                      : type == at::kDouble ? Number::kF64
+                                            : Number::kBf16;
   if (tensor.numel() == 0) {
     return;
   }

@@ -13,6 +13,14 @@ using rlhf::put;
 using rlhf::take;
 using rlhf::with_type;
 
+// Every place that is read or written is inside the row.
+void check_targets(const int64_t* targets, int64_t rows, int64_t vocabulary) {
+  for (int64_t row = 0; row < rows; ++row) {
+    TORCH_CHECK(targets[row] >= 0 && targets[row] < vocabulary, "target ", targets[row], " of row ", row,
+                " of a vocabulary of ", vocabulary);
+  }
+}
+
 // Numbers whose sum is in their own type; those of such sums are in f64.
 constexpr int64_t kStretch = 1024;
 
@@ -92,6 +100,7 @@ void logprobs_of_rows(const at::Tensor& logits_cv, const at::Tensor& targets_c, 
                         device::Logprobs{logits_cv.data_ptr(), targets, rows, vocabulary, temperature,
                                          logprobs_c.data_ptr(), lse_c.data_ptr()});
   }
+  check_targets(targets, rows, vocabulary);
   with_type(logits_cv, "token_logprobs", [&](auto zero) {
     using T = decltype(zero);
     using A = typename Wide<T>::Scalar;
@@ -118,6 +127,7 @@ void logprobs_of_rows_back(const at::Tensor& logits_cv, const at::Tensor& target
                         device::LogprobsBack{logits_cv.data_ptr(), targets, lse_c.data_ptr(),
                                              grad_c.data_ptr(), rows, vocabulary, temperature});
   }
+  check_targets(targets, rows, vocabulary);
   with_type(logits_cv, "token_logprobs", [&](auto zero) {
     using T = decltype(zero);
     using A = typename Wide<T>::Scalar;

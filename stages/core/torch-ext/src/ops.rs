@@ -144,7 +144,8 @@ pub fn backward(outputs: &[&Tensor], grads: &[&Tensor]) -> Result<(), TorchError
 /// time; the backward pass computes them anew.
 ///
 /// # Errors
-/// When shapes or types do not fit, or libtorch throws.
+/// When shapes, types or devices do not fit, a target is no token, or libtorch throws. A GPU's kernel cannot refuse: what is
+/// no token has there a log-probability that is not a number.
 ///
 /// # Panics
 /// When `chunk` is 0 or the temperature is not positive.
@@ -170,14 +171,13 @@ pub fn token_logprobs(
             "[n, d] beside [v, d]",
         ));
     }
-    if targets_n.size() != hidden[..1] || targets_n.kind() != Kind::Int64 {
-        let found = format!("{:?} {:?}", targets_n.kind(), targets_n.size());
-        return Err(argument(
-            operation,
-            "targets_n",
-            &found,
-            &format!("Int64 [{}]", hidden[0]),
-        ));
+    let fits = targets_n.size() == hidden[..1]
+        && targets_n.kind() == Kind::Int64
+        && targets_n.device() == hidden_nd.device();
+    if !fits {
+        let expected = format!("Int64 [{}] on {:?}", hidden[0], hidden_nd.device());
+        let found = describe(targets_n);
+        return Err(argument(operation, "targets_n", &found, &expected));
     }
     let mut out = std::ptr::null_mut();
     // SAFETY: the inputs are borrowed for this call; `out` is a valid place for one pointer, which

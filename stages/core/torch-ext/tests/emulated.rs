@@ -216,4 +216,12 @@ fn log_probabilities_are_a_log_softmax() {
             assert!(gap(&a.grad(), &b.grad()) < bound, "{kind:?}");
         }
     }
+    for outside in [-1, 300] {
+        let targets_n = targets_n.copy();
+        let _ = targets_n.get(2).fill_(outside);
+        let made = token_logprobs(&hidden, &weight, &targets_n, 0.6, 4).expect("forward");
+        let numbers = Vec::<f64>::try_from(made).expect("f64");
+        let is_none = |row: usize| numbers[row].is_nan();
+        assert!((0..6).all(|row| is_none(row) == (row == 2)), "{numbers:?}");
+    }
 }

@@ -149,9 +149,16 @@ fn token_logprobs_are_a_log_softmax_in_every_chunking() {
     assert!(
         error
             .to_string()
-            .contains("targets_n is Double [7], expected Int64 [7]"),
+            .contains("targets_n is Double [7] on Cpu, expected Int64 [7] on Cpu"),
         "{error}"
     );
+    for outside in [-1, 9] {
+        let targets_n = targets_n.copy();
+        let _ = targets_n.get(5).fill_(outside);
+        let error = token_logprobs(&hidden_nd, &weight_vd, &targets_n, 1.0, 4).expect_err("range");
+        let words = format!("target {outside} of row 1 of a vocabulary of 9");
+        assert!(error.to_string().contains(&words), "{error}");
+    }
     let error = token_logprobs(&hidden_nd, &hidden_nd.tr(), &targets_n, 1.0, 4).expect_err("width");
     assert!(
         error

@@ -47,8 +47,11 @@ RLHF_KERNEL logprobs(Logprobs it) {
   const Exponentials<A> all = block_exponentials(own);
   if (threadIdx.x == 0) {
     const A lse = all.top + log(all.sum);
+    const int64_t target = it.targets[row];
+    // A kernel cannot refuse: what is no token is not read, and the caller sees its log-probability.
+    const bool is_token = target >= 0 && target < it.vocabulary;
     static_cast<A*>(it.lse)[row] = lse;
-    static_cast<A*>(it.logprobs)[row] = A(logits[it.targets[row]]) * scale - lse;
+    static_cast<A*>(it.logprobs)[row] = is_token ? A(logits[target]) * scale - lse : kNotANumber<A>;
   }
 }
 

@@ -29,6 +29,8 @@ constexpr unsigned kAll = 0xffffffffu;
 // Below all numbers.
 template <typename A>
 constexpr A kNone = -std::numeric_limits<A>::infinity();
+template <typename A>
+constexpr A kNotANumber = std::numeric_limits<A>::quiet_NaN();
 
 RLHF_DEVICE int lane() { return threadIdx.x % kWarp; }
 RLHF_DEVICE int warp() { return threadIdx.x / kWarp; }
