@@ -76,6 +76,11 @@ impl KvCache {
         positions.div_ceil(CACHE_BLOCK)
     }
 
+    /// Blocks of it.
+    pub(crate) fn num_blocks(&self) -> usize {
+        self.holders.len()
+    }
+
     /// Blocks that no row holds.
     pub fn num_free(&self) -> usize {
         self.free.len()

@@ -4,7 +4,7 @@
 //! Shape suffixes: b rows, m columns of the table of blocks, h heads, s key positions, d width.
 
 use tch::{Kind, Tensor};
-use torch_ext::DeviceRows;
+use torch_ext::{CachedRows, DeviceRows};
 
 use crate::block::LayerCache;
 use crate::cache::{CachedRow, KvCache};
@@ -35,18 +35,13 @@ impl StepTables {
     /// # Panics
     /// When no block is free.
     pub fn new(model: &Model, cache: &mut KvCache, rows: usize, positions: usize) -> Self {
-        let (rows, columns) = (rows as i64, KvCache::blocks_for(positions) as i64);
-        let (long, int) = ((Kind::Int64, model.device()), (Kind::Int, model.device()));
+        let columns = KvCache::blocks_for(positions);
         let mut filler = CachedRow::default();
         cache.make_room(&mut filler, 1);
         Self {
-            ids_b: Tensor::zeros([rows], long),
-            rows: DeviceRows {
-                row_n: Tensor::arange(rows, int),
-                position_n: Tensor::zeros([rows], int),
-                table_bm: Tensor::zeros([rows, columns], int),
-            },
-            bias_hs: model.bias_of_keys(columns),
+            ids_b: Tensor::zeros([rows as i64], (Kind::Int64, model.device())),
+            rows: DeviceRows::for_steps([rows, columns, cache.num_blocks()], model.device()),
+            bias_hs: model.bias_of_keys(columns as i64),
             filler,
         }
     }
@@ -63,41 +58,22 @@ impl StepTables {
         steps: usize,
         cache: &mut KvCache,
     ) {
-        let size = self.rows.table_bm.size();
-        let (all, columns) = (size[0] as usize, size[1] as usize);
-        assert!(rows.len() <= all, "{} rows in tables of {all}", rows.len());
-        let filler = self.filler.blocks[0] as i32;
-        let mut positions = vec![0; all];
-        let mut table = vec![filler; all * columns];
-        for (index, row) in rows.iter_mut().enumerate() {
-            positions[index] = row.len as i32;
+        for row in rows.iter_mut() {
             cache.make_room(row, steps);
-            assert!(
-                row.blocks.len() <= columns,
-                "a row of {} blocks in tables of {columns}",
-                row.blocks.len()
-            );
-            for (place, block) in table[index * columns..].iter_mut().zip(&row.blocks) {
-                *place = *block as i32;
-            }
+        }
+        let places = rows.iter().map(|row| (steps, row.len, &row.blocks[..]));
+        self.rows
+            .load(&CachedRows::new(places), self.filler.blocks[0]);
+        for row in rows.iter_mut() {
             row.len += steps;
         }
-        // One copy for all, since it waits for the device.
-        let numbers = Tensor::from_slice(&[positions, table].concat()).to_device(ids_b.device());
-        self.rows
-            .position_n
-            .copy_(&numbers.narrow(0, 0, all as i64));
-        let table = numbers.narrow(0, all as i64, (all * columns) as i64);
-        self.rows
-            .table_bm
-            .copy_(&table.view_as(&self.rows.table_bm));
         self.ids_b.narrow(0, 0, rows.len() as i64).copy_(ids_b);
     }
 
     /// Goes on to the next position, with these tokens, int64 `[b]`.
     pub fn advance(&mut self, ids_b: &Tensor) {
         self.ids_b.copy_(ids_b);
-        let _ = self.rows.position_n.g_add_scalar_(1);
+        self.rows.advance();
     }
 }
 
@@ -108,13 +84,9 @@ impl Model {
     /// # Panics
     /// When the tables are of another model.
     pub fn step(&self, tables: &StepTables, cache: &KvCache) -> Tensor {
-        let rows = DeviceRows {
-            row_n: tables.rows.row_n.shallow_clone(),
-            position_n: tables.rows.position_n.shallow_clone(),
-            table_bm: tables.rows.table_bm.shallow_clone(),
-        };
-        let positions_b1 = rows.position_n.to_kind(Kind::Int64).unsqueeze(1);
-        let lengths_b = rows.position_n.to_kind(Kind::Int64) + 1;
+        let rows = tables.rows.share();
+        let positions_b1 = rows.positions_n().unsqueeze(1);
+        let lengths_b = rows.positions_n() + 1;
         let bias_hs = tables.bias_hs.as_ref().map(Tensor::shallow_clone);
         let span = CachedSpan::on_device(rows, bias_hs, self.window());
         let context = self.cached_context(span, &positions_b1, &lengths_b);

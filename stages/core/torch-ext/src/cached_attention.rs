@@ -88,6 +88,11 @@ impl CachedRows {
         self.columns
     }
 
+    /// Blocks that a cache must have for these rows.
+    pub(crate) fn num_blocks(&self) -> i64 {
+        self.num_blocks
+    }
+
     /// New tokens of all rows.
     pub fn num_tokens(&self) -> i64 {
         self.num_tokens

@@ -16,15 +16,20 @@ pub const WIDEST_DEVICE_HEAD: usize = 256;
 /// Parts that the keys of a row are taken in where rows are few, at most.
 const MOST_SPLITS: i64 = 16;
 
-/// [`CachedRows`] as a GPU reads them: tables that lie on it, and may be changed there between two calls.
+/// [`CachedRows`] as a GPU reads them: tables that lie on it, and may be changed there between two calls. The kernel
+/// checks nothing of them, so their numbers come from rows that were checked on the host.
 #[derive(Debug)]
 pub struct DeviceRows {
     /// The row of each new token, int32 `[n]`.
-    pub row_n: Tensor,
+    row_n: Tensor,
     /// Its position in the row, int32 `[n]`.
-    pub position_n: Tensor,
+    position_n: Tensor,
     /// The blocks of each row, int32 `[b, m]`, enough for all positions.
-    pub table_bm: Tensor,
+    table_bm: Tensor,
+    /// Blocks that a cache has at least.
+    num_blocks: i64,
+    /// How many steps the rows have blocks for.
+    steps_left: i64,
 }
 
 /// Mirrors `Span` in `cpp/device_ops.cpp`.
@@ -59,6 +64,92 @@ impl DeviceRows {
             row_n: all.narrow(0, 0, tokens),
             position_n: all.narrow(0, tokens, tokens),
             table_bm: table.view([num_rows, rows.columns() as i64]),
+            num_blocks: rows.num_blocks(),
+            steps_left: 1,
+        }
+    }
+
+    /// Tables for steps of up to `rows` rows, one new token each, of up to `columns` blocks of a cache that has
+    /// `num_blocks`. [`Self::load`] says what they hold.
+    ///
+    /// # Panics
+    /// When libtorch throws.
+    pub fn for_steps([rows, columns, num_blocks]: [usize; 3], device: Device) -> Self {
+        let int = (Kind::Int, device);
+        let (rows, columns) = (rows as i64, columns as i64);
+        Self {
+            row_n: Tensor::arange(rows, int),
+            position_n: Tensor::zeros([rows], int),
+            table_bm: Tensor::zeros([rows, columns], int),
+            num_blocks: num_blocks as i64,
+            steps_left: 0,
+        }
+    }
+
+    /// Begins steps at the first new token of each of these rows; they go on to the last by [`Self::advance`]. Rows of the tables
+    /// behind them are fillers, which read and write the block `filler` alone.
+    ///
+    /// # Panics
+    /// When there are more rows than the tables have, they are longer or of another cache, or their numbers of new tokens
+    /// differ.
+    pub fn load(&mut self, rows: &CachedRows, filler: u32) {
+        let [all, columns] = [0, 1].map(|dim| self.table_bm.size()[dim] as usize);
+        let (count, steps) = (rows.counts().len(), rows.counts().first().copied());
+        assert!(
+            count <= all && rows.columns() <= columns,
+            "{count} rows of {} blocks in tables of {all} rows of {columns}",
+            rows.columns()
+        );
+        let blocks = rows.num_blocks().max(i64::from(filler) + 1);
+        assert!(
+            blocks <= self.num_blocks,
+            "{blocks} blocks of a cache of {}",
+            self.num_blocks
+        );
+        let steps = steps.unwrap_or(0);
+        assert!(
+            rows.counts().iter().all(|it| *it == steps),
+            "{:?} new tokens",
+            rows.counts()
+        );
+        let mut positions = vec![0; all];
+        let mut table = vec![filler as i32; all * columns];
+        for (position, past) in positions.iter_mut().zip(rows.pasts()) {
+            *position = *past as i32;
+        }
+        let of_rows = rows.table().chunks(rows.columns().max(1));
+        for (places, blocks) in table.chunks_mut(columns.max(1)).zip(of_rows) {
+            places[..blocks.len()].copy_from_slice(blocks);
+        }
+        // One copy for all, since it waits for the device.
+        let numbers = [positions, table].concat();
+        let numbers = Tensor::from_slice(&numbers).to_device(self.table_bm.device());
+        let (all, size) = (all as i64, (all * columns) as i64);
+        self.position_n.copy_(&numbers.narrow(0, 0, all));
+        let table = numbers.narrow(0, all, size);
+        self.table_bm.copy_(&table.view_as(&self.table_bm));
+        self.steps_left = steps;
+    }
+
+    /// Goes on to the next position. Where steps are recorded and repeated, it is for the caller to count them.
+    pub fn advance(&mut self) {
+        self.steps_left -= 1;
+        let _ = self.position_n.g_add_scalar_(1);
+    }
+
+    /// The position of each new token, int64 `[n]`.
+    pub fn positions_n(&self) -> Tensor {
+        self.position_n.to_kind(Kind::Int64)
+    }
+
+    /// The same tables: what is loaded into one is in both.
+    #[must_use]
+    pub fn share(&self) -> Self {
+        Self {
+            row_n: self.row_n.shallow_clone(),
+            position_n: self.position_n.shallow_clone(),
+            table_bm: self.table_bm.shallow_clone(),
+            ..*self
         }
     }
 
@@ -79,14 +170,12 @@ impl DeviceRows {
 /// `[n, h, e]`: as [`crate::cached_attention`], on a device for which [`has_device_kernels`] says so. The cache's
 /// tensors have the same sizes, but another order of their numbers. Without gradients.
 ///
-/// Positions and blocks are not checked: they are the device's.
-///
 /// # Errors
 /// When shapes, types or devices do not fit.
 ///
 /// # Panics
-/// When the device has no kernels, the tables are of other rows, or a head is wider than
-/// [`WIDEST_DEVICE_HEAD`].
+/// When the device has no kernels, the tables are of other rows or all steps that were loaded are gone, or a head is wider
+/// than [`WIDEST_DEVICE_HEAD`].
 pub fn device_attention(
     [q_nhe, k_nke, v_nke]: [&Tensor; 3],
     (keys, values): (&Tensor, &Tensor),
@@ -103,11 +192,12 @@ pub fn device_attention(
         rows.row_n.size(),
         q_nhe.size()
     );
+    assert!(rows.steps_left > 0, "no step is loaded any more");
     let extent = Extent {
         device,
         tokens,
         longest: rows.table_bm.size()[1] * CACHE_BLOCK as i64,
-        blocks: 0,
+        blocks: rows.num_blocks,
     };
     validate(
         operation,
