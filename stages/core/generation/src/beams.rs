@@ -12,8 +12,7 @@ use model::{CachedRow, KvCache, Model};
 use tch::{Kind, Tensor};
 
 use crate::options::{Finish, GenerationError, Request, Sample, SamplingOptions, validate};
-use crate::sampler::plain_log_distribution;
-use crate::sampler::to_host;
+use crate::sampler::{plain_log_distribution, to_host};
 
 /// How beams are searched.
 #[derive(Debug, Clone, PartialEq)]

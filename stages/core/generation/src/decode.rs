@@ -8,18 +8,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::mem;
 use std::ops::Range;
 
-use model::{CachedRow, KvCache, Model, StepTables};
+use model::{CachedRow, KvCache, Model};
 use recipe::memory::PROMPT_TOKENS_PER_STEP;
 use runtime::seeds;
 use tch::{Kind, Tensor};
 
 use crate::options::{Finish, GenerationError, Request, Sample, SamplingOptions, validate};
-use crate::recorded::{Made, RecordedSteps, Stretch};
+use crate::recorded::{Made, RecordedSteps, Stepping, Stretch};
 use crate::sampler::{choose_rows, to_host};
-
-/// Steps between two copies of tokens to the host on a GPU, each of which waits for the device. Rows
-/// that end in between run on to the next copy, and what they made is dropped.
-const GPU_STEPS_PER_LOOK: usize = 8;
 
 /// Continues every prompt; samples come in the order of their requests.
 ///
@@ -29,13 +25,13 @@ const GPU_STEPS_PER_LOOK: usize = 8;
 ///
 /// # Errors
 /// When the model has no token head; an option is out of its bounds; a prompt is empty, has unknown
-/// tokens or leaves no room for `max_new_tokens`; or the model's probabilities are not finite.
+/// tokens or leaves no room for `max_new_tokens`; the model's probabilities are not finite; or a GPU refuses.
 pub fn generate(
     model: &Model,
     requests: &[Request],
     options: &SamplingOptions,
 ) -> Result<Vec<Sample>, GenerationError> {
-    generate_looking_every(steps_per_look(model), (model, None), requests, options)
+    generate_by(Stepping::of(model), (model, None), requests, options)
 }
 
 /// The same with [`Sample::values`]: what the scalar head of `value`, a model on the same trunk, says of the hidden states
@@ -52,20 +48,11 @@ pub fn generate_with_values(
     requests: &[Request],
     options: &SamplingOptions,
 ) -> Result<Vec<Sample>, GenerationError> {
-    let models = (model, Some(value));
-    generate_looking_every(steps_per_look(model), models, requests, options)
+    generate_by(Stepping::of(model), (model, Some(value)), requests, options)
 }
 
-fn steps_per_look(model: &Model) -> usize {
-    if model.device().is_cuda() || StepTables::serve(model) {
-        GPU_STEPS_PER_LOOK
-    } else {
-        1
-    }
-}
-
-fn generate_looking_every(
-    steps_per_look: usize,
+fn generate_by(
+    stepping: Stepping,
     (model, value): (&Model, Option<&Model>),
     requests: &[Request],
     options: &SamplingOptions,
@@ -78,7 +65,7 @@ fn generate_looking_every(
     let model = tch::no_grad(|| model.for_inference(rows));
     let mut engine = Engine {
         value,
-        ..Engine::new(&model, requests, options, steps_per_look)
+        ..Engine::new(&model, requests, options, stepping)
     };
     tch::no_grad(|| {
         while !engine.is_done() {
@@ -105,7 +92,7 @@ struct Engine<'a> {
     value: Option<&'a Model>,
     requests: &'a [Request],
     options: &'a SamplingOptions,
-    steps_per_look: usize,
+    stepping: Stepping,
     /// Requests that have not begun.
     waiting: VecDeque<usize>,
     live: Vec<Row>,
@@ -114,8 +101,7 @@ struct Engine<'a> {
     /// Rows whose prompts are read in the next step. Behind each those that share its prompt.
     beginning: Vec<Vec<Row>>,
     cache: KvCache,
-    /// Whether steps are recorded, and those that are, by the number of their rows.
-    records: bool,
+    /// Steps whose tables stay in their places, by the number of their rows.
     recorded: BTreeMap<usize, RecordedSteps<'a>>,
     /// Tokens of a row, at most.
     positions: usize,
@@ -127,7 +113,7 @@ impl<'a> Engine<'a> {
         model: &'a Model,
         requests: &'a [Request],
         options: &'a SamplingOptions,
-        steps_per_look: usize,
+        stepping: Stepping,
     ) -> Self {
         let empty = Sample {
             output_ids: Vec::new(),
@@ -144,7 +130,6 @@ impl<'a> Engine<'a> {
             KvCache::blocks_for(prompt + options.max_new_tokens - 1)
         };
         let num_blocks: usize = waiting.iter().take(options.max_batch).map(blocks).sum();
-        let records = StepTables::serve(model);
         // A block of fillers for each number of rows: the powers of two up to the batch.
         let fillers = options
             .max_batch
@@ -152,7 +137,7 @@ impl<'a> Engine<'a> {
             .next_power_of_two()
             .ilog2() as usize
             + 1;
-        let num_blocks = num_blocks + if records { fillers } else { 0 };
+        let num_blocks = num_blocks + if stepping.in_tables { fillers } else { 0 };
         let longest = waiting
             .first()
             .map_or(0, |&request| requests[request].prompt_ids.len());
@@ -161,13 +146,12 @@ impl<'a> Engine<'a> {
             value: None,
             requests,
             options,
-            steps_per_look,
+            stepping,
             waiting: waiting.into(),
             live: Vec::new(),
             ids_b: Tensor::empty([0], (Kind::Int64, model.device())),
             beginning: Vec::new(),
             cache: KvCache::new(model, num_blocks),
-            records,
             recorded: BTreeMap::new(),
             positions: longest + options.max_new_tokens,
             samples: vec![empty; requests.len()],
@@ -214,12 +198,12 @@ impl<'a> Engine<'a> {
     fn look(&mut self) -> Result<(), GenerationError> {
         let rows = self.live.iter().chain(self.beginning.iter().flatten());
         let most_made = rows.map(|row| row.made).max().unwrap_or(0);
-        let num_steps = (self.options.max_new_tokens - most_made).min(self.steps_per_look);
+        let num_steps = (self.options.max_new_tokens - most_made).min(self.stepping.per_look);
         let (mut ids, mut logprobs, mut values) = (Vec::new(), Vec::new(), Vec::new());
         let mut num_made = 0;
         while num_made < num_steps {
-            let made = if self.records && self.beginning.is_empty() {
-                self.recorded_steps(num_made..num_steps)
+            let made = if self.stepping.in_tables && self.beginning.is_empty() {
+                self.recorded_steps(num_made..num_steps)?
             } else {
                 self.one_step(num_made)
             };
@@ -266,7 +250,7 @@ impl<'a> Engine<'a> {
     }
 
     /// The same for several steps, in which no row begins.
-    fn recorded_steps(&mut self, steps: Range<usize>) -> Made {
+    fn recorded_steps(&mut self, steps: Range<usize>) -> Result<Made, GenerationError> {
         let uniforms =
             (!self.options.greedy).then(|| steps.clone().map(|s| self.uniforms(s)).collect());
         let stretch = Stretch {
@@ -276,11 +260,12 @@ impl<'a> Engine<'a> {
             steps: steps.len(),
         };
         let rows = stretch.rows.len().next_power_of_two();
-        let sizes = [rows, self.positions, self.steps_per_look];
+        let sizes = [rows, self.positions, self.stepping.per_look];
         let (models, options, cache) = ((self.model, self.value), self.options, &mut self.cache);
-        let new = || RecordedSteps::new(models, options, cache, sizes);
+        let records = self.stepping.recorded;
+        let new = || RecordedSteps::new(models, options, cache, sizes, records);
         let recorded = self.recorded.entry(rows).or_insert_with(new);
-        recorded.run(stretch, &mut self.cache)
+        Ok(recorded.run(stretch, &mut self.cache)?)
     }
 
     /// Reads the last token of each live row: hidden states `[b, d]`.

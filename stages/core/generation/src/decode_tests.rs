@@ -67,7 +67,13 @@ fn looks_change_nothing(model: &Model, requests: &[Request], max_batch: usize) {
         let _ = head.fill_(0.3);
     });
     let models = (model, Some(&value));
-    let every = |n| generate_looking_every(n, models, requests, &options).expect("samples");
+    let every = |per_look| {
+        let stepping = Stepping {
+            per_look,
+            ..Stepping::of(model)
+        };
+        generate_by(stepping, models, requests, &options).expect("samples")
+    };
     let one = every(1);
     assert!(one.iter().any(|it| it.finish == Finish::Stop));
     for (one, eight) in one.iter().zip(every(8)) {
@@ -105,7 +111,7 @@ fn waiting_prompts_take_the_places_of_finished_rows() {
         max_batch: 4,
         ..options()
     };
-    let mut engine = Engine::new(&model, &requests, &options, 1);
+    let mut engine = Engine::new(&model, &requests, &options, Stepping::of(&model));
     let live = live_rows(&mut engine);
     let lengths = engine.samples.iter().map(|it| it.output_ids.len());
     let tokens: usize = lengths.clone().sum();
@@ -134,7 +140,7 @@ fn a_shared_prompt_is_read_once_and_its_blocks_are_shared() {
         request(vec![3], 1),
         request(shared, 2),
     ];
-    let mut engine = Engine::new(&model, &requests, &options, 1);
+    let mut engine = Engine::new(&model, &requests, &options, Stepping::of(&model));
     let all = engine.cache.num_free();
     engine.admit();
     let groups: Vec<usize> = engine.beginning.iter().map(Vec::len).collect();

@@ -2,6 +2,7 @@
 
 use model::{Head, Model};
 use thiserror::Error;
+use torch_ext::TorchError;
 
 /// How tokens are chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -188,6 +189,9 @@ pub enum GenerationError {
         /// Its log-probability.
         logprob: f64,
     },
+    /// The device refuses to record or to repeat a step.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
 }
 
 /// Refuses what cannot be sampled.

@@ -61,9 +61,19 @@ struct RawProperties {
     free_bytes: i64,
 }
 
-/// Work of a device that was recorded.
+/// Work of a device that was recorded, or is being recorded: dropping it ends that, too.
 #[derive(Debug)]
 pub(crate) struct Recorded(*mut c_void);
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // What cannot be freed any more is the end of the process anyway.
+        if let Ok(Some(cuda)) = load() {
+            // SAFETY: the graph is alive, and this is its owner.
+            let _ = cuda.check("free", unsafe { (cuda.graph_free)(self.0) });
+        }
+    }
+}
 
 /// The loaded library.
 pub struct Cuda {
@@ -282,7 +292,8 @@ impl Cuda {
         })
     }
 
-    /// Records what `body` queues on device `index`, without running it.
+    /// Records what `body` queues on device `index`, without running it. Where that fails, or `body` panics, work is queued as
+    /// before.
     pub(crate) fn record(&self, index: usize, body: impl FnOnce()) -> Result<Recorded, TorchError> {
         let mut graph = std::ptr::null_mut();
         // SAFETY: `graph` is a valid place for one pointer.
@@ -292,7 +303,7 @@ impl Cuda {
         let recorded = Recorded(graph);
         body();
         // SAFETY: the graph was begun above.
-        self.check("capture_end", unsafe { (self.graph_end)(graph) })?;
+        self.check("capture_end", unsafe { (self.graph_end)(recorded.0) })?;
         Ok(recorded)
     }
 
@@ -300,12 +311,6 @@ impl Cuda {
     pub(crate) fn replay(&self, recorded: &Recorded) -> Result<(), TorchError> {
         // SAFETY: the graph is alive, and was recorded to its end.
         self.check("replay", unsafe { (self.graph_replay)(recorded.0) })
-    }
-
-    /// Frees it and its memory.
-    pub(crate) fn forget(&self, recorded: &Recorded) -> Result<(), TorchError> {
-        // SAFETY: the graph is alive, and its owner is dropping it.
-        self.check("free", unsafe { (self.graph_free)(recorded.0) })
     }
 
     /// Gives memory that no tensor uses back to the device.

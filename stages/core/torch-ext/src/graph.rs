@@ -37,13 +37,6 @@ impl Graph {
     }
 }
 
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // What cannot be freed any more is the end of the process anyway.
-        let _ = library().and_then(|cuda| cuda.forget(&self.recorded));
-    }
-}
-
 fn library() -> Result<&'static Cuda, TorchError> {
     cuda::load()?.ok_or_else(|| TorchError::CudaUnusable {
         cause: "no GPU can be used".to_owned(),

@@ -1,11 +1,14 @@
 // librlhf_cuda.so: what needs the CUDA runtime. Loaded after libtorch_cuda.so, whose libraries
 // (libc10_cuda, libcudart) are then already in the process, so it needs no search path of its own.
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
+#include <map>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 
@@ -32,12 +35,74 @@ struct DeviceGuard {
 
 constexpr size_t kAggregate = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
 
-// Work that is recorded on a stream of its own; its memory is its own too, for as long as it lives.
-struct Recording {
-  at::cuda::CUDAGraph graph;
-  c10::cuda::CUDAStream before;
+// One stream of a device for all recordings: libtorch keeps a workspace of cuBLAS for every stream that it has
+// seen, until the process ends.
+c10::cuda::CUDAStream recording_stream(int32_t index) {
+  static std::mutex turn;
+  static std::map<int32_t, c10::cuda::CUDAStream> streams;
+  const std::lock_guard<std::mutex> guard(turn);
+  auto found = streams.find(index);
+  if (found == streams.end()) {
+    found = streams.emplace(index, c10::cuda::getStreamFromPool(false, index)).first;
+  }
+  return found->second;
+}
 
-  explicit Recording(int32_t index) : before(c10::cuda::getCurrentCUDAStream(index)) {}
+template <typename Body>
+void quietly(const Body& body) noexcept {
+  try {
+    body();
+  } catch (...) {
+  }
+}
+
+// Recorded work; its memory is its own, for as long as it lives. However it ends, the stream of before is the
+// current one again.
+class Recording : public at::cuda::CUDAGraph {
+ public:
+  explicit Recording(int32_t index)
+      : index_(index), before_(c10::cuda::getCurrentCUDAStream(index)) {}
+
+  ~Recording() {
+    if (!is_open_) {
+      return;
+    }
+    const DeviceGuard guard(index_);
+    if (!capture_ended_) {
+      quietly([&] { capture_end(); });
+    }
+    if (!capture_ended_) {
+      // A failed end leaves this undone, and the allocators would go on asking a graph that is gone.
+      namespace allocator = c10::cuda::CUDACachingAllocator;
+      quietly([&] { allocator::endAllocateToPool(index_, mempool_id_); });
+      quietly([&] { allocator::releasePool(index_, mempool_id_); });
+      auto* host = at::getHostAllocator(at::kCUDA);
+      quietly([&] { host->end_allocate_to_pool(mempool_id_); });
+      quietly([&] { host->release_pool(mempool_id_); });
+      cudaGetLastError();
+    }
+    quietly([&] { c10::cuda::setCurrentCUDAStream(before_); });
+  }
+
+  void begin() {
+    const DeviceGuard guard(index_);
+    check(cudaDeviceSynchronize());
+    c10::cuda::setCurrentCUDAStream(recording_stream(index_));
+    is_open_ = true;
+    capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+  }
+
+  void end() {
+    const DeviceGuard guard(index_);
+    capture_end();
+    c10::cuda::setCurrentCUDAStream(before_);
+    is_open_ = false;
+  }
+
+ private:
+  c10::DeviceIndex index_;
+  c10::cuda::CUDAStream before_;
+  bool is_open_ = false;
 };
 
 }  // namespace
@@ -140,27 +205,21 @@ char* rlhf_cuda_empty_cache() {
 
 char* rlhf_cuda_graph_begin(int32_t index, void** out) {
   return rlhf::guarded([&] {
-    DeviceGuard guard(index);
-    check(cudaDeviceSynchronize());
     auto recording = std::make_unique<Recording>(index);
-    c10::cuda::setCurrentCUDAStream(c10::cuda::getStreamFromPool(false, index));
-    recording->graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    recording->begin();
     *out = recording.release();
   });
 }
 
 char* rlhf_cuda_graph_end(void* graph) {
-  return rlhf::guarded([&] {
-    auto* recording = static_cast<Recording*>(graph);
-    recording->graph.capture_end();
-    c10::cuda::setCurrentCUDAStream(recording->before);
-  });
+  return rlhf::guarded([&] { static_cast<Recording*>(graph)->end(); });
 }
 
 char* rlhf_cuda_graph_replay(void* graph) {
-  return rlhf::guarded([&] { static_cast<Recording*>(graph)->graph.replay(); });
+  return rlhf::guarded([&] { static_cast<Recording*>(graph)->replay(); });
 }
 
+// Also of a recording that was not brought to its end.
 char* rlhf_cuda_graph_free(void* graph) {
   return rlhf::guarded([&] { delete static_cast<Recording*>(graph); });
 }
