@@ -4,8 +4,15 @@ mod decoding;
 
 use recipe::shape::Family;
 
-/// Learned and rotary positions, grouped heads, a sliding window.
-const FAMILIES: [Family; 3] = [Family::Gpt2, Family::Llama, Family::Mistral];
+/// Learned positions, rotary ones (whole heads, and half of a head in neighbouring pairs) and `ALiBi`; grouped heads, a
+/// sliding window.
+const FAMILIES: [Family; 5] = [
+    Family::Gpt2,
+    Family::Llama,
+    Family::Mistral,
+    Family::Falcon,
+    Family::Glm,
+];
 const REQUESTS: u64 = 8;
 
 fn begin() {

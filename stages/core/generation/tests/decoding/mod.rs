@@ -4,7 +4,7 @@
 use generation::{Finish, Request, Sample, SamplingOptions, generate, generate_with_values};
 use model::{Head, Input, Model, response_logprobs};
 use recipe::families::Sizes;
-use recipe::shape::{Family, LocalAttention, ModelShape};
+use recipe::shape::{Family, LocalAttention, ModelShape, Positions};
 use runtime::seeds;
 use tch::{Device, Kind, Tensor};
 
@@ -26,8 +26,14 @@ fn sharp_model(family: Family) -> Model {
         Family::Mistral => Some((0..usual.layers).collect()),
         _ => usual.local.as_ref().map(|local| local.layers.clone()),
     };
+    // Falcon has both; other families rotate, and none has `ALiBi` alone.
+    let positions = match family {
+        Family::Falcon => Positions::Alibi,
+        _ => usual.positions,
+    };
     let shape = ModelShape {
         kv_heads: if grouped { 2 } else { usual.kv_heads },
+        positions,
         mlp_width: 32,
         local: local.map(|layers| LocalAttention { window: 5, layers }),
         ..usual
