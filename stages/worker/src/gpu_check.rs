@@ -16,6 +16,7 @@ use runtime::seeds;
 use serde::Serialize;
 use tch::{Device, Kind, Tensor, no_grad};
 use torch_ext::cuda::Cuda;
+use trainer::Peak;
 use trainer::context::kind_of;
 
 use crate::compute;
@@ -86,20 +87,8 @@ fn fastest(cuda: Option<&Cuda>, mut work: impl FnMut()) -> Result<f64> {
 fn measure(compute: &Compute) -> Result<DeviceReport> {
     let (device, kind) = (compute::device(&compute.device)?, kind_of(compute.dtype));
     let cuda = cuda(device)?;
-    // A product of more than a millisecond, several in a row; a copy of more than any cache.
-    let (size, products, bytes) = match cuda {
-        Some(_) => (8192, 16, 2 << 30),
-        None => (1024, 2, 128 << 20),
-    };
-    let _guard = tch::no_grad_guard();
-    // A GPU is slower with numbers that differ: all ones would show more than any model gets.
-    let random = || Tensor::randn([size, size], (Kind::Float, device)).to_kind(kind);
-    let (a, b) = (random(), random());
-    let product_s = fastest(cuda, || {
-        for _ in 0..products {
-            drop(a.matmul(&b));
-        }
-    })?;
+    // More than any cache.
+    let bytes = if cuda.is_some() { 2 << 30 } else { 128 << 20 };
     let from = Tensor::ones([bytes], (Kind::Uint8, device));
     let mut to = from.empty_like();
     let copy_s = fastest(cuda, || to.copy_(&from))?;
@@ -107,7 +96,7 @@ fn measure(compute: &Compute) -> Result<DeviceReport> {
     Ok(DeviceReport {
         memory_bytes: properties.as_ref().map(|it| it.total_bytes),
         name: properties.map(|it| it.name),
-        flops_per_second: f64::from(products) * 2.0 * (size as f64).powi(3) / product_s,
+        flops_per_second: Peak::measure(device, kind).flops_per_second,
         bytes_per_second: 2.0 * bytes as f64 / copy_s,
     })
 }
@@ -165,13 +154,14 @@ fn sample(
         if turn > 0 {
             seconds.push(started.elapsed().as_secs_f64());
         }
-        let whole = |s: &generation::Sample| s.output_ids.len() == new_tokens;
-        ensure!(samples.iter().all(whole), "a response is too short");
-        let finite = samples
-            .iter()
-            .flat_map(|s| &s.logprobs)
-            .all(|x| x.is_finite());
-        ensure!(finite, "a sampled log-probability is not finite");
+        for (request, sample) in samples.iter().enumerate() {
+            let made = sample.output_ids.len();
+            ensure!(
+                made == new_tokens,
+                "response {request} of {} has {made} tokens, not {new_tokens}",
+                dir.display()
+            );
+        }
     }
     let peak_bytes = cuda.map(|cuda| cuda.peak_bytes(0)).transpose()?;
     Ok(SamplingReport {
