@@ -31,9 +31,11 @@ fn the_rehearsal_goes_through_every_part_and_says_what_it_is() -> Outcome {
     command.arg(&run).arg("--out").arg(&out);
     let said = say(&mut command)?.ended(0);
     let lines = said.out.lines().take_while(|line| line.starts_with('{'));
+    let mut num_lines = 0;
     for line in lines {
         let line: Value = serde_json::from_str(line)?;
         assert_eq!(line["note"], "rehearsal on the CPU: no GPU figure");
+        num_lines += 1;
     }
     let json: Value = serde_json::from_str(&fs::read_to_string(out.join("gpu-check.json"))?)?;
     assert_eq!(json["rehearsal"], true);
@@ -58,6 +60,9 @@ fn the_rehearsal_goes_through_every_part_and_says_what_it_is() -> Outcome {
     };
     let [f32, bf16, twice]: [Vec<Value>; 3] = ["agree-f32", "agree-bf16", "twice"].map(of_part);
     assert_eq!((f32.len(), bf16.len(), twice.len()), (8, 6, 5), "{json:#}");
+    // One of the device, of each comparison and speed, and of each part.
+    let expected = 1 + (8 + 6 + 5) + 4 + of("parts").len();
+    assert_eq!(num_lines, expected, "{}", said.out);
     for finding in [&f32, &bf16].into_iter().flatten() {
         let largest = finding["largest_difference"]
             .as_f64()

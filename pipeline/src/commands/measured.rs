@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -86,37 +86,59 @@ pub struct ScriptLine {
     pub versions: BTreeMap<String, String>,
 }
 
+/// Why a script reports nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ScriptError {
+    /// It was not done at its deadline.
+    #[error("the time was up")]
+    TimeUp,
+    /// It did not start, it failed, or somebody interrupted; in words.
+    #[error("{0}")]
+    Failed(String),
+}
+
 /// What a script reports; it is killed at `deadline` and where somebody interrupts.
 ///
 /// # Errors
-/// In words: it does not start, fails (its last lines), or is not done in time.
+/// It does not start, fails (its status and last lines), or is not done in time.
 pub fn run_script(
     command: &mut Command,
     deadline: Option<Instant>,
-) -> Result<Vec<ScriptLine>, String> {
+) -> Result<Vec<ScriptLine>, ScriptError> {
+    let program = command.get_program().display().to_string();
+    let failed = |error: io::Error| ScriptError::Failed(format!("{program}: {error}"));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("{}: {error}", command.get_program().display()))?;
+        .map_err(failed)?;
     let out = reader(child.stdout.take());
     let err = reader(child.stderr.take());
     let status = loop {
-        if let Some(status) = child.try_wait().map_err(|error| error.to_string())? {
+        if let Some(status) = child.try_wait().map_err(failed)? {
             break status;
         }
-        let is_late = deadline.is_some_and(|deadline| Instant::now() > deadline);
-        if is_late || interrupt::requested() {
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             end(&mut child);
-            return Err(if is_late { TOO_LATE } else { "interrupted" }.to_owned());
+            return Err(ScriptError::TimeUp);
+        }
+        if interrupt::requested() {
+            end(&mut child);
+            return Err(ScriptError::Failed("interrupted".to_owned()));
         }
         thread::sleep(Duration::from_millis(20));
     };
     let [out, err] = [out, err].map(|text| text.join().unwrap_or_default());
     if !status.success() {
-        let last: Vec<&str> = err.trim().lines().rev().take(3).collect();
-        return Err(last.join(" | "));
+        let lines: Vec<&str> = err.trim().lines().collect();
+        let last = lines[lines.len().saturating_sub(3)..].join(" | ");
+        let words = if last.is_empty() {
+            String::new()
+        } else {
+            format!(": {last}")
+        };
+        return Err(ScriptError::Failed(format!("{status}{words}")));
     }
     // TRL prints a log of its own between.
     Ok(out
@@ -124,9 +146,6 @@ pub fn run_script(
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect())
 }
-
-/// What [`run_script`] says of a script that was not done in time.
-pub const TOO_LATE: &str = "the time was up";
 
 fn end(child: &mut Child) {
     let _ = child.kill();
@@ -180,12 +199,21 @@ mod tests {
             (&lines[0].side[..], &lines[0].per_second[..]),
             ("s", &[1.5][..])
         );
-        let failed = run_script(&mut script("echo oh >&2; exit 3"), None);
-        assert_eq!(failed.expect_err("it failed"), "oh");
+        for (text, words) in [
+            ("exit 3", "exit status: 3"),
+            (
+                "for i in 1 2 3 4; do echo $i >&2; done; exit 3",
+                "exit status: 3: 2 | 3 | 4",
+            ),
+            ("kill -KILL $$", "signal: 9 (SIGKILL)"),
+        ] {
+            let failed = run_script(&mut script(text), None).expect_err("it failed");
+            assert_eq!(failed.to_string(), words);
+        }
         let started = Instant::now();
         let deadline = started + Duration::from_millis(100);
         let late = run_script(&mut script("exec sleep 60"), Some(deadline));
-        assert_eq!(late.expect_err("it was late"), TOO_LATE);
+        assert!(matches!(late, Err(ScriptError::TimeUp)), "{late:?}");
         assert!(started.elapsed() < Duration::from_secs(30));
     }
 }

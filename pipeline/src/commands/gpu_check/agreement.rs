@@ -5,6 +5,7 @@
 //! the MLP's three products) and three times outside; each side has roundings of its own, which add like random steps.
 //! With R of them on a way the two may be 2 * 2^-8 * sqrt(R) apart, [`bf16_tolerance`]: 3.7e-2 for two blocks.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -148,8 +149,7 @@ impl Check<'_> {
         }
     }
 
-    /// The largest difference of the first updates of one stage. The CPU's are those of its run in f32, and made
-    /// anew in another type.
+    /// The largest difference of the first updates of one stage, which both sides make anew, in the plan's type.
     fn update_difference(&self, plan: &Plan, stage: &str, part: &str) -> Result<f64> {
         let rows = |place: Place, folder: &Path| {
             self.run_stage(&StageRun {
@@ -187,7 +187,10 @@ impl Check<'_> {
         let (theirs, ours) = (responses(&self.on_cpu())?, responses(&folder)?);
         ensure!(
             theirs.len() == ours.len() && !ours.is_empty(),
-            "{stage}: other prompts"
+            "stage `{stage}` has {} responses in {}, and {} on the CPU",
+            ours.len(),
+            folder.display(),
+            theirs.len()
         );
         let other = theirs.iter().zip(&ours).filter(|(a, b)| a != b).count();
         Ok(other as f64 / ours.len() as f64)
@@ -243,16 +246,38 @@ pub(super) fn largest(theirs: &[f64], ours: &[f64]) -> Result<f64> {
     ))
 }
 
-/// The same of the numbers of the first updates.
+/// The same of the numbers of the first updates, which both sides have all of.
 fn difference(theirs: &[MetricRow], ours: &[MetricRow]) -> Result<f64> {
-    let numbers = |rows: &[MetricRow]| -> Vec<f64> {
-        let compared = rows
-            .iter()
-            .filter(|row| (1..=STEPS_COMPARED).contains(&row.step));
-        let of_row = |row: &MetricRow| NUMBERS.map(|name| row.values.get(name).copied());
-        compared.flat_map(of_row).flatten().collect()
-    };
+    let (theirs, ours) = (first_updates(theirs), first_updates(ours));
+    for step in 1..=STEPS_COMPARED {
+        ensure!(
+            theirs.keys().any(|(of, _)| *of == step),
+            "update {step} of {STEPS_COMPARED} has none of {NUMBERS:?} on the CPU"
+        );
+    }
+    for (step, name) in theirs.keys().chain(ours.keys()) {
+        let key = (*step, *name);
+        for (numbers, place) in [(&theirs, "CPU"), (&ours, "device")] {
+            ensure!(
+                numbers.contains_key(&key),
+                "update {step} has no `{name}` on the {place}, and has it on the other side"
+            );
+        }
+    }
+    let numbers = |of: BTreeMap<_, f64>| of.into_values().collect::<Vec<_>>();
     largest(&numbers(theirs), &numbers(ours))
+}
+
+/// By update and name.
+fn first_updates(rows: &[MetricRow]) -> BTreeMap<(u64, &'static str), f64> {
+    let compared = rows
+        .iter()
+        .filter(|row| (1..=STEPS_COMPARED).contains(&row.step));
+    let of_row = |row: &MetricRow| {
+        let number = |name| Some(((row.step, name), *row.values.get(name)?));
+        NUMBERS.map(number)
+    };
+    compared.flat_map(of_row).flatten().collect()
 }
 
 #[cfg(test)]
@@ -270,5 +295,39 @@ mod tests {
         );
         assert!(largest(&[1.0], &[1.0, 2.0]).is_err() && largest(&[], &[]).is_err());
         assert!((bf16_tolerance(2) - 0.0375).abs() < 1e-4);
+    }
+
+    #[test]
+    fn updates_are_compared_by_step_and_name_and_none_is_passed_over() {
+        let row = |step, values: &[(&str, f64)]| MetricRow {
+            step,
+            values: values
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), *value))
+                .collect(),
+            time: 0.0,
+        };
+        let train = |step, loss| row(step, &[("loss/train", loss), ("mfu", 0.5)]);
+        let theirs = [train(1, 1.0), train(2, 2.0), train(3, 3.0), train(4, 9.0)];
+        let ours = [train(1, 1.0), train(2, 2.0), train(3, 3.3)];
+        let found = difference(&theirs, &ours).expect("three updates");
+        assert!((found - 0.1).abs() < 1e-12, "{found}");
+        let refused = |theirs: &[MetricRow], ours: &[MetricRow]| {
+            difference(theirs, ours)
+                .expect_err("not the same")
+                .to_string()
+        };
+        let short = refused(&theirs[..2], &ours[..2]);
+        assert!(short.starts_with("update 3 of 3 has none of"), "{short}");
+        let absent = refused(&theirs, &ours[..2]);
+        assert!(absent.starts_with("update 3 has no `loss/train` on the device"));
+        // As many numbers, of another name.
+        let other = [
+            train(1, 1.0),
+            train(2, 2.0),
+            row(3, &[("objective/kl", 3.0)]),
+        ];
+        let named = refused(&theirs, &other);
+        assert!(named.starts_with("update 3 has no `loss/train` on the device"));
     }
 }

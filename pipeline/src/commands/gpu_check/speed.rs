@@ -54,11 +54,14 @@ impl Check<'_> {
         };
         let config = default_file(None, usual).map_err(as_error)?;
         let prompts = self.root.join("prompts.jsonl");
-        fs::write(&prompts, "").with_context(|| format!("cannot write {}", prompts.display()))?;
+        let write = |text: &str| {
+            fs::write(&prompts, text).with_context(|| format!("cannot write {}", prompts.display()))
+        };
+        write("")?;
         let path = prompts.to_string_lossy().into_owned();
         let overrides = vec![("stages.prompts.path".to_owned(), path)];
         let (source, plan) = Self::plan(&config, overrides).map_err(as_error)?;
-        fs::write(&prompts, random_prompts(ppo_of(&plan)?))?;
+        write(&random_prompts(ppo_of(&plan)?))?;
         for stage in [Plan::TOKENIZER, "prompts"] {
             let args = RunArgs {
                 source: source.clone(),
@@ -80,7 +83,9 @@ impl Check<'_> {
             ("reward", (made("reward"), Dtype::Bf16)),
         ];
         for (stage, (out, dtype)) in models {
-            fs::create_dir_all(out.parent().unwrap_or(&out))?;
+            let folder = out.parent().unwrap_or(&out);
+            fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
             let request = GpuRequest::RandomModel {
                 shape: Box::new(shape_of(&plan, stage)?.clone()),
                 scalar: stage == "reward",

@@ -137,7 +137,13 @@ impl Check<'_> {
                 .collect()
         };
         let ours = decode(Place::Device)?;
-        ensure!(ours.len() == prompts.len(), "{} responses", ours.len());
+        ensure!(
+            ours.len() == prompts.len(),
+            "{} responses to the {} prompts of {}",
+            ours.len(),
+            prompts.len(),
+            data.display()
+        );
         let logprobs = |rows: &[Generated]| -> Vec<f64> {
             rows.iter().flat_map(|row| row.logprobs.clone()).collect()
         };

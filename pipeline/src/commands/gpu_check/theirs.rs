@@ -1,7 +1,7 @@
 //! The other side in the same run: `PyTorch` and transformers, where a Python has them.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::Result;
 
@@ -10,7 +10,7 @@ use super::report::State;
 use super::speed::{sampling_sizes, training_sizes};
 use super::work::TimeUp;
 use super::{Check, default_file};
-use crate::commands::measured::{TOO_LATE, run_script};
+use crate::commands::measured::{ScriptError, run_script};
 
 /// Steps of training and batches of sampling that are timed; the same in a rehearsal.
 const STEPS: usize = 20;
@@ -59,7 +59,7 @@ impl Check<'_> {
         model: &Path,
         tries: &[Vec<&str>],
     ) -> Result<State> {
-        let python = match self.python() {
+        let python = match self.python()? {
             Ok(python) => python,
             Err(why) => return Ok(State::NotRun(why)),
         };
@@ -79,8 +79,8 @@ impl Check<'_> {
                         self.report.set_theirs(work, line.side, line.per_second);
                     }
                 }
-                Err(problem) if problem == TOO_LATE => return Err(TimeUp.into()),
-                Err(problem) => problems.push(problem),
+                Err(ScriptError::TimeUp) => return Err(TimeUp.into()),
+                Err(ScriptError::Failed(problem)) => problems.push(problem),
             }
         }
         Ok(if problems.is_empty() {
@@ -91,20 +91,23 @@ impl Check<'_> {
     }
 
     /// A Python that has what the scripts import; else why there is none.
-    fn python(&self) -> Result<PathBuf, String> {
+    fn python(&self) -> Result<Result<PathBuf, String>> {
         if self.args.no_peers {
-            return Err("--no-peers".to_owned());
+            return Ok(Err("--no-peers".to_owned()));
         }
-        if let Some(named) = &self.args.peers {
-            return if self.can_run(named) {
-                Ok(named.clone())
-            } else {
-                Err(format!("--peers {}: {}", named.display(), self.lacking()))
-            };
+        let (candidates, named) = match &self.args.peers {
+            Some(named) => (vec![named.clone()], format!("--peers {}", named.display())),
+            None => (
+                [".peers/bin/python", "python3"].map(PathBuf::from).to_vec(),
+                "neither .peers/bin/python nor python3".to_owned(),
+            ),
+        };
+        for python in candidates {
+            if self.can_run(&python)? {
+                return Ok(Ok(python));
+            }
         }
-        let usual = [".peers/bin/python", "python3"].map(PathBuf::from);
-        let found = usual.into_iter().find(|python| self.can_run(python));
-        found.ok_or_else(|| format!("neither .peers/bin/python nor python3: {}", self.lacking()))
+        Ok(Err(format!("{named}: {}", self.lacking())))
     }
 
     fn lacking(&self) -> &'static str {
@@ -115,16 +118,20 @@ impl Check<'_> {
         }
     }
 
-    fn can_run(&self, python: &Path) -> bool {
+    fn can_run(&self, python: &Path) -> Result<bool> {
         let needs_gpu = if self.is_rehearsal() {
             "True"
         } else {
             "torch.cuda.is_available()"
         };
         let test = format!("import torch, transformers, sys; sys.exit(not {needs_gpu})");
-        let mut command = Command::new(python);
-        command.args(["-c", &test]).stdin(Stdio::null());
-        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-        status.is_ok_and(|status| status.success())
+        match run_script(
+            Command::new(python).args(["-c", &test]),
+            Some(self.deadline),
+        ) {
+            Ok(_) => Ok(true),
+            Err(ScriptError::TimeUp) => Err(TimeUp.into()),
+            Err(ScriptError::Failed(_)) => Ok(false),
+        }
     }
 }
