@@ -25,6 +25,7 @@ mod own_tokenizer;
 mod plain;
 mod process;
 mod quantized;
+mod ranks;
 mod resume;
 mod rollouts;
 mod rules;

@@ -42,16 +42,35 @@ impl Front {
 
     /// The process id of its worker, if it has one now.
     pub fn worker(&self) -> Outcome<Option<u32>> {
+        Ok(self.workers()?.into_iter().next())
+    }
+
+    /// The process id of the worker of a rank.
+    pub fn rank(&self, rank: usize) -> Outcome<u32> {
+        let of_rank = |pid: &u32| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            let wanted = format!("RANK={rank}");
+            environment
+                .split(|byte| *byte == 0)
+                .any(|set| set == wanted.as_bytes())
+        };
+        let found = self.workers()?.into_iter().find(of_rank);
+        Ok(found.ok_or(format!("there is no rank {rank}"))?)
+    }
+
+    /// The process ids of its workers.
+    fn workers(&self) -> Outcome<Vec<u32>> {
+        let mut found = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name();
             let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
             if parent_of(pid) == Some(self.pid()) {
-                return Ok(Some(pid));
+                found.push(pid);
             }
         }
-        Ok(None)
+        Ok(found)
     }
 
     /// Sends it a signal.
@@ -116,7 +135,8 @@ impl Drop for Front {
     }
 }
 
-fn send(pid: u32, signal: Signal) -> Outcome {
+/// Sends a process a signal.
+pub fn send(pid: u32, signal: Signal) -> Outcome {
     let pid = Pid::from_raw(i32::try_from(pid)?).ok_or("no such process")?;
     Ok(kill_process(pid, signal)?)
 }

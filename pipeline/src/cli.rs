@@ -8,6 +8,7 @@ use recipe::request::{Compute, Sampling};
 pub use crate::cli_model::{ConvertArgs, DiffArgs, MergeArgs, ModelCommand, ShowArgs};
 use crate::commands::bench::BenchArgs;
 use crate::commands::gpu_check::GpuCheckArgs;
+use crate::commands::launch::LaunchArgs;
 use crate::commands::retrieval::RetrievalArgs;
 use crate::inspect::InspectArgs;
 use crate::values::{
@@ -48,6 +49,16 @@ Examples:
 
 Ctrl-C saves a snapshot and ends; the same command continues from it.")]
     Run(RunArgs),
+    /// Run a pipeline as several processes, one for each device, on one or several machines.
+    #[command(after_help = "\
+Examples:
+  rlhf launch --ranks 2 -- run experiments/demo/pipeline.toml
+  rlhf launch --ranks 8 --nodes 2 --node-rank 0 --master node1:29500 -- run big.toml
+  srun --ntasks-per-node=1 rlhf launch --ranks 8 -- run big.toml
+
+Every machine is told the same but for --node-rank, and sees the same run folder. Batches are of all processes
+together, so the curve is that of one process; `sharding` says what each keeps a part of.")]
+    Launch(LaunchArgs),
     /// Check a configuration and print every resolved number; starts nothing.
     #[command(after_help = "\
 Example:

@@ -6,7 +6,7 @@ use std::fs;
 use recipe::families::Sizes;
 use recipe::plan::{
     Dtype, Duration, Execution, ImportPlan, Objective, OptimizerPlan, Overlong, Plan, PretrainPlan,
-    Schedule, SftPlan, Source, StagePlan, Task, TokenizerPlan, TrainPlan,
+    Schedule, SftPlan, Sharding, Source, StagePlan, Task, TokenizerPlan, TrainPlan,
 };
 use recipe::shape::{Family, ModelShape};
 use runtime::files::write_json;
@@ -107,6 +107,7 @@ fn stage(name: &str, task: Task) -> StagePlan {
         micro_batch: 1,
         sample_batch: 1,
         checkpointing: false,
+        sharding: Sharding::None,
         save_every: 1,
         keep: 1,
     };

@@ -8,13 +8,14 @@
 //! can explain itself on a machine where libtorch is missing or broken.
 //!
 //! **Reading order:** [`cli`] (what can be said), [`commands`] (a file per command),
-//! [`graph`] and [`fingerprint`] (what is to be run), [`worker`] and [`libtorch`] (how it is run),
+//! [`graph`] and [`fingerprint`] (what is to be run), [`team`], [`crew`], [`worker`] and [`libtorch`] (how it is run),
 //! [`hub`] (models from elsewhere), [`inspect`] (how it is looked at).
 
 mod checks;
 mod cli;
 mod cli_model;
 mod commands;
+mod crew;
 mod data_stages;
 mod death;
 mod failure;
@@ -26,6 +27,7 @@ mod hub;
 mod inspect;
 mod libtorch;
 mod progress;
+mod team;
 mod values;
 mod worker;
 
@@ -45,7 +47,8 @@ fn main() -> ExitCode {
 
 fn dispatch(command: &Command) -> Outcome {
     match command {
-        Command::Run(args) => commands::run::run(args),
+        Command::Run(args) => commands::run::alone(args),
+        Command::Launch(args) => commands::launch::run(args),
         Command::Plan(args) => commands::plan::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Generate(args) => commands::generate::run(args),

@@ -18,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use recipe::request;
+use runtime::events::LOST_OTHERS;
 use runtime::{Event, FileError};
 
 use crate::death::{Death, cause_of_death, death_hint, last_lines};
@@ -61,6 +62,9 @@ pub enum WorkerError {
     /// It said itself what went wrong.
     #[error("{0}")]
     Failed(String),
+    /// Other ranks left it or did not come, and it said so.
+    #[error("{0}")]
+    LostOthers(String),
     /// It died.
     #[error("the worker {cause}{}{}", last_lines(tail, log.as_deref()), death_hint(*kind))]
     Died {
@@ -144,32 +148,42 @@ impl Worker {
         log: Option<PathBuf>,
         environment: &[(&str, &str)],
     ) -> Result<Self, WorkerError> {
-        Self::start_program(&program()?, libtorch, arguments, log, environment)
+        let command = command(&program()?, arguments, environment);
+        Self::start_command(command, libtorch, log)
     }
 
-    fn start_program(
-        path: &Path,
+    /// The same as one of several, with variables that are its own whatever the user's are.
+    ///
+    /// # Errors
+    /// As [`Worker::start`].
+    pub fn start_ranked(
         libtorch: &Libtorch,
         arguments: &[&str],
         log: Option<PathBuf>,
         environment: &[(&str, &str)],
+        own: &[(&str, String)],
+    ) -> Result<Self, WorkerError> {
+        let mut command = command(&program()?, arguments, environment);
+        command.envs(own.iter().map(|(name, value)| (name, value)));
+        Self::start_command(command, libtorch, log)
+    }
+
+    fn start_command(
+        mut command: Command,
+        libtorch: &Libtorch,
+        log: Option<PathBuf>,
     ) -> Result<Self, WorkerError> {
         let log_file = log.as_deref().map(open_log).transpose()?;
-        let set = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
-        let mut child = Command::new(path)
-            .args(arguments)
+        let path = PathBuf::from(command.get_program());
+        let mut child = command
             .env("LD_LIBRARY_PATH", library_path(&libtorch.lib_dir))
             .env(SPIN_COUNT, spin_count())
-            .envs(environment.iter().filter(set).copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .spawn()
-            .map_err(|source| WorkerError::Start {
-                path: path.to_path_buf(),
-                source,
-            })?;
+            .map_err(|source| WorkerError::Start { path, source })?;
         let (sender, incoming) = mpsc::channel();
         let tail = Arc::new(Mutex::new(VecDeque::new()));
         let mut readers = Vec::new();
@@ -250,7 +264,11 @@ impl Worker {
             let _ = reader.join();
         }
         if let Some(error) = self.failure {
-            return Err(WorkerError::Failed(error));
+            return Err(if status.code() == Some(LOST_OTHERS.into()) {
+                WorkerError::LostOthers(error)
+            } else {
+                WorkerError::Failed(error)
+            });
         }
         if status.success() {
             return Ok(());
@@ -268,6 +286,15 @@ impl Worker {
             log: self.log,
         })
     }
+}
+
+fn command(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(program);
+    let set = |(name, _): &&(&str, &str)| std::env::var_os(name).is_none();
+    command
+        .args(arguments)
+        .envs(environment.iter().filter(set).copied());
+    command
 }
 
 /// How often libtorch's threads look before they sleep while they wait for each other (GNU OpenMP).

@@ -14,13 +14,8 @@ fn shell(script: &str, log: Option<PathBuf>) -> Result<Worker, WorkerError> {
     };
     let environment = [("RLHF_TEST_WORD", "word")];
     let arguments = ["-c", script];
-    Worker::start_program(
-        Path::new("/bin/sh"),
-        &libtorch,
-        &arguments,
-        log,
-        &environment,
-    )
+    let command = command(Path::new("/bin/sh"), &arguments, &environment);
+    Worker::start_command(command, &libtorch, log)
 }
 
 fn run_to_end(mut worker: Worker) -> (Vec<Event>, Result<(), WorkerError>) {

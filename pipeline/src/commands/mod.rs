@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod eval;
 pub mod generate;
 pub mod gpu_check;
+pub mod launch;
 mod measured;
 pub mod model;
 pub mod model_files;
@@ -100,7 +101,7 @@ fn default_file(named: Option<&Path>, usual: &str) -> Outcome<PathBuf> {
     })
 }
 
-fn print(line: &str) -> io::Result<()> {
+pub(crate) fn print(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()

@@ -4,29 +4,43 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use recipe::plan::{Duration, Plan, StagePlan, Task, TrainPlan};
+use recipe::plan::{Duration as Length, Plan, StagePlan, Task, TrainPlan};
 use runtime::files::{write_bytes, write_json};
-use runtime::{Event, RunFolder, interrupt, logging};
+use runtime::{RunFolder, StageFolder, interrupt, logging};
 
-use super::{TICK, find_libtorch, print};
+use super::{TICK, find_libtorch, launch};
 use crate::checks::check_inputs;
 use crate::cli::RunArgs;
+use crate::crew::{self, End, Work};
 use crate::data_stages;
 use crate::failure::{Failure, Outcome};
 use crate::fingerprint::Fingerprints;
 use crate::graph::{self, GraphError, Record, Selection, State};
 use crate::hub::{Models, run_folder};
 use crate::libtorch::Libtorch;
-use crate::progress::Progress;
-use crate::worker::{self, Incoming, Worker};
+use crate::team::Team;
+use crate::worker;
+
+/// `rlhf run`: as the environment says that this process stands among others, or alone.
+///
+/// # Errors
+/// As [`run`].
+pub fn alone(args: &RunArgs) -> Outcome {
+    let join = Duration::from_secs(launch::JOIN_S);
+    let timeout = Duration::from_secs(launch::TIMEOUT_S);
+    let team = Team::from_environment(join, timeout).map_err(Failure::usage)?;
+    run(args, &team)
+}
 
 /// Runs the selected stages in order. Everything that can be checked is checked before the first.
 ///
 /// # Errors
 /// A wrong configuration or input, a folder in use, no libtorch, a stage that fails, an interrupt.
-pub fn run(args: &RunArgs) -> Outcome {
+pub fn run(args: &RunArgs, team: &Team) -> Outcome {
     let models = Models::default();
     let plan = models.plan(&args.source, args.run_dir.as_deref())?;
     let wanted = selection(args);
@@ -35,25 +49,42 @@ pub fn run(args: &RunArgs) -> Outcome {
     let root = run_folder(args.run_dir.as_deref(), &plan.name);
     let root = std::path::absolute(&root).unwrap_or(root);
     let run = RunFolder::open_or_create(&root).map_err(Failure::run)?;
-    let _lock = run.lock().map_err(Failure::run)?;
+    let _lock = if team.leads() {
+        Some(run.lock().map_err(Failure::run)?)
+    } else {
+        None
+    };
+    if !moved.is_empty() && team.size > team.here {
+        return Err(Failure::usage(anyhow!(
+            "--restart on several machines: each would move the folders\n  hint: `rlhf run --restart` on one first"
+        )));
+    }
     let states = graph::survey(&plan, &run, &moved).map_err(Failure::usage)?;
     graph::admit(&plan, &wanted, &states).map_err(Failure::usage)?;
     let selected: Vec<(&StagePlan, State)> = states
         .into_iter()
         .filter(|(stage, _)| selected.contains(stage))
         .collect();
+    let stages: Vec<&StagePlan> = selected.iter().map(|(stage, _)| *stage).collect();
+    team.admit(&plan, &stages).map_err(Failure::usage)?;
     let session = Session {
         args,
+        team,
         plan: &plan,
         run: &run,
         libtorch: prepare(&selected, &models)?,
     };
     interrupt::install().context("cannot listen for signals")?;
-    logging::init(Some(&run.log_path("rlhf")), false);
+    logging::init(
+        Some(&run.log_path(&crew::log_name("rlhf", team.first))),
+        false,
+    );
     session.announce(&selected);
     session.move_aside(&moved)?;
     let text = plan.to_toml().map_err(Failure::run)?;
-    write_bytes(&run.plan_path(), text.as_bytes()).map_err(Failure::run)?;
+    if team.leads() {
+        write_bytes(&run.plan_path(), text.as_bytes()).map_err(Failure::run)?;
+    }
     for (stage, _) in &selected {
         session.bring_to_an_end(stage)?;
     }
@@ -91,6 +122,7 @@ fn prepare(selected: &[(&StagePlan, State)], models: &Models) -> Outcome<Option<
 
 struct Session<'a> {
     args: &'a RunArgs,
+    team: &'a Team,
     plan: &'a Plan,
     run: &'a RunFolder,
     libtorch: Option<Libtorch>,
@@ -164,15 +196,20 @@ impl Session<'_> {
         }
         let record = Record::of(&fingerprint);
         tracing::info!(stage = stage.name, hash = record.hash, "begins");
-        if let Some(made) = data_stages::run(self.plan, stage, self.run, &fingerprint)
-            .with_context(|| format!("stage `{}`", stage.name))?
-        {
-            eprintln!("{:>12}  {made}", stage.name);
+        if matches!(stage.task, Task::Import(_) | Task::Tokenizer(_)) {
+            if !self.team.leads() {
+                return self.wait_for(&folder);
+            }
+            let made = data_stages::run(self.plan, stage, self.run, &fingerprint)
+                .with_context(|| format!("stage `{}`", stage.name))?;
+            eprintln!("{:>12}  {}", stage.name, made.unwrap_or_default());
         } else {
             fs::create_dir_all(folder.root())
                 .with_context(|| format!("cannot create {}", folder.root().display()))?;
-            write_json(&folder.state_path(), &record).map_err(Failure::run)?;
-            self.run_worker(stage)?;
+            if self.team.leads() {
+                write_json(&folder.state_path(), &record).map_err(Failure::run)?;
+            }
+            self.run_workers(stage, &record)?;
         }
         if !folder.final_dir().is_dir() {
             let missing = folder.final_dir();
@@ -180,12 +217,35 @@ impl Session<'_> {
                 anyhow!("stage `{}` ended without {}", stage.name, missing.display()).into(),
             );
         }
-        write_json(&folder.done_path(), &record).map_err(Failure::run)?;
+        if self.team.leads() {
+            write_json(&folder.done_path(), &record).map_err(Failure::run)?;
+        }
         tracing::info!(stage = stage.name, "is done");
         Ok(())
     }
 
-    fn run_worker(&self, stage: &StagePlan) -> Outcome {
+    /// Waits for a stage that the first machine does alone.
+    fn wait_for(&self, folder: &StageFolder) -> Outcome {
+        let end = Instant::now() + self.team.timeout;
+        while !folder.done_path().exists() {
+            if interrupt::requested() {
+                return Err(self.interrupted());
+            }
+            if Instant::now() > end {
+                return Err(anyhow!(
+                    "{} did not come within {} s\n  hint: look at the first machine; is the run folder on a file system \
+                     that all share?",
+                    folder.done_path().display(),
+                    self.team.timeout.as_secs()
+                )
+                .into());
+            }
+            thread::sleep(TICK);
+        }
+        Ok(())
+    }
+
+    fn run_workers(&self, stage: &StagePlan, record: &Record) -> Outcome {
         let Some(libtorch) = &self.libtorch else {
             return Err(anyhow!(
                 "stage `{}` became due while others ran; run again",
@@ -193,26 +253,16 @@ impl Session<'_> {
             )
             .into());
         };
-        let root = self.run.root().to_string_lossy();
-        let device = self.args.device.as_str();
-        let mut arguments = vec![
-            "stage",
-            "--run-dir",
-            &root,
-            "--stage",
-            &stage.name,
-            "--device",
-            device,
-        ];
-        let mut environment = Vec::new();
-        if self.args.deterministic {
-            arguments.push("--deterministic");
-            environment.push(worker::CUBLAS_BUFFERS);
-        }
-        let log = self.run.log_path(&stage.name);
-        let worker = Worker::start_with(libtorch, &arguments, Some(log), &environment)
-            .map_err(Failure::run)?;
-        match follow(worker, &stage.name) {
+        let work = Work {
+            libtorch,
+            run: self.run,
+            stage: &stage.name,
+            hash: &record.hash,
+            device: self.args.device.as_str(),
+            deterministic: self.args.deterministic,
+        };
+        let crew = crew::start(&work, self.team)?;
+        match crew::follow(crew, &stage.name) {
             Ok(End::Finished) => Ok(()),
             Ok(End::Interrupted) => Err(self.interrupted()),
             Err(error) => {
@@ -229,67 +279,6 @@ impl Session<'_> {
             "everything is saved; continue with: {}",
             continuation(self.args)
         ))
-    }
-}
-
-enum End {
-    Finished,
-    Interrupted,
-}
-
-/// Shows what the worker does until it ends; passes on the wish to stop.
-fn follow(mut worker: Worker, stage: &str) -> anyhow::Result<End> {
-    let mut progress = Progress::waiting(stage);
-    let mut end = None;
-    let mut asked_to_stop = false;
-    loop {
-        if interrupt::requested() && !asked_to_stop {
-            asked_to_stop = true;
-            worker.send(&recipe::request::Command::Stop);
-            progress.note("saving a snapshot and ending; Ctrl-C again ends at once");
-        }
-        match worker.receive(TICK) {
-            Some(Incoming::Event(Event::Started { step, steps, .. })) => {
-                progress.begin(step, steps);
-            }
-            Some(Incoming::Event(Event::Progress {
-                step,
-                steps,
-                metrics,
-                ..
-            })) => {
-                progress.advance(step, steps, metrics);
-            }
-            Some(Incoming::Event(Event::Note { text })) => progress.note(&text),
-            Some(Incoming::Event(Event::Output { line })) => drop(print(&line)),
-            Some(Incoming::Event(Event::Finished { interrupted, .. })) => {
-                end = Some(if interrupted {
-                    End::Interrupted
-                } else {
-                    End::Finished
-                });
-            }
-            Some(Incoming::Closed) => break,
-            _ => {}
-        }
-    }
-    match (worker.finish(), end) {
-        (Ok(()), Some(end)) => {
-            progress.end(if matches!(end, End::Finished) {
-                "done"
-            } else {
-                "saved"
-            });
-            Ok(end)
-        }
-        (Ok(()), None) => {
-            progress.end("ended");
-            Err(anyhow!("the worker ended without saying that it finished"))
-        }
-        (Err(error), _) => {
-            progress.end("failed");
-            Err(error.into())
-        }
     }
 }
 
@@ -352,8 +341,8 @@ fn in_words(task: &Task) -> String {
 
 fn length(train: &TrainPlan) -> String {
     match train.duration {
-        Duration::Steps(steps) => format!("{steps} steps of {}", train.batch),
-        Duration::Epochs(epochs) => format!("{epochs} epochs in steps of {}", train.batch),
+        Length::Steps(steps) => format!("{steps} steps of {}", train.batch),
+        Length::Epochs(epochs) => format!("{epochs} epochs in steps of {}", train.batch),
     }
 }
 

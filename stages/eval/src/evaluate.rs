@@ -7,7 +7,7 @@ use judge::{GoldRule, response_logprobs, text};
 use model::Model;
 use recipe::request::ModelReport;
 use runtime::statistics::{mean, standard_error};
-use trainer::{LmRow, lm_evaluate};
+use trainer::{LmRow, Ranks, lm_evaluate};
 
 use crate::EvalError;
 
@@ -105,7 +105,7 @@ pub fn evaluate(
     let (pad_id, batch) = (evaluation.tokenizer.pad_id(), evaluation.options.max_batch);
     let pretraining_loss = match evaluation.heldout_text {
         [] => None,
-        rows => Some(lm_evaluate(model, rows, pad_id, batch)?.mean()),
+        rows => Some(lm_evaluate(model, rows, pad_id, batch, &Ranks::alone())?.mean()),
     };
     Ok(ModelReport {
         samples: samples.len(),

@@ -44,7 +44,7 @@ pub fn run(ctx: &StageContext, plan: &LabelPlan) -> Result<Outcome, LabelError> 
         let prompts = labelling.prompts(split, name, key, wanted)?;
         let mut comparisons = Vec::with_capacity(wanted);
         for (index, part) in prompts.chunks(PART).enumerate() {
-            if runtime::interrupt::requested() {
+            if ctx.asked_to_stop()? {
                 return Ok(Outcome::Interrupted);
             }
             let first = (split_offset(split) + index * PART) as u64;
@@ -55,6 +55,19 @@ pub fn run(ctx: &StageContext, plan: &LabelPlan) -> Result<Outcome, LabelError> 
         }
         outputs.push((split, comparisons));
     }
+    if ctx.ranks.is_first() {
+        write(ctx, outputs, total)?;
+    }
+    ctx.ranks.barrier()?;
+    Ok(Outcome::Finished)
+}
+
+/// `final/`, of both splits' comparisons.
+fn write(
+    ctx: &StageContext,
+    outputs: Vec<(Split, Vec<Comparison>)>,
+    total: u64,
+) -> Result<(), LabelError> {
     let folder = WholeFolder::create(&ctx.stage.final_dir())?;
     for (split, comparisons) in outputs {
         if !comparisons.is_empty() {
@@ -62,8 +75,7 @@ pub fn run(ctx: &StageContext, plan: &LabelPlan) -> Result<Outcome, LabelError> 
             datasets::write(&path, &comparisons)?;
         }
     }
-    ctx.seal(folder, "dataset", total)?;
-    Ok(Outcome::Finished)
+    Ok(ctx.seal(folder, "dataset", total)?)
 }
 
 /// Held-out prompts draw their randomness from keys of their own.
@@ -134,12 +146,16 @@ impl Labelling<'_> {
         let path = self.part_path(split, index);
         let started = std::time::Instant::now();
         let mut metrics = Metrics::new();
-        if !path.exists() {
+        let ranks = &self.ctx.ranks;
+        if ranks.any(!path.exists())? {
             let (rows, means) = self.label(first_prompt, prompts)?;
-            datasets::write(&path, &rows)?;
+            if ranks.is_first() {
+                datasets::write(&path, &rows)?;
+            }
             metrics = means;
             metrics.insert("time/sample", started.elapsed().as_secs_f64());
         }
+        ranks.barrier()?;
         Ok((datasets::read(&path)?, metrics))
     }
 
@@ -156,9 +172,13 @@ impl Labelling<'_> {
         prompts: &[PromptExample],
     ) -> Result<(Vec<Comparison>, Metrics), LabelError> {
         let k = self.plan.responses as u64;
-        let keyed = prompts.iter().zip(first_prompt..);
-        let requests: Vec<Request> = keyed
+        let ranks = &self.ctx.ranks;
+        let numbered: Vec<_> = prompts.iter().zip(first_prompt..).collect();
+        let own = ranks.share(&numbered);
+        let requests: Vec<Request> = own
+            .iter()
             .flat_map(|(prompt, p)| {
+                let (prompt, p) = (*prompt, *p);
                 (0..k).map(move |j| Request {
                     prompt_ids: prompt.ids.clone(),
                     episode: p * k + j,
@@ -166,22 +186,24 @@ impl Labelling<'_> {
             })
             .collect();
         let samples = generation::generate(&self.model, &requests, &self.options())?;
-        let mut rows = Vec::with_capacity(prompts.len());
+        let mut rows = Vec::with_capacity(own.len());
         let mut gold_sum = 0.0;
-        for (prompt, samples) in prompts.iter().zip(samples.chunks(k as usize)) {
+        for ((prompt, _), samples) in own.iter().zip(samples.chunks(k as usize)) {
             let (row, gold) = self.compare(prompt, samples)?;
             rows.push(row);
             gold_sum += gold;
         }
         let stopped = samples.iter().filter(|s| s.finish == Finish::Stop).count();
         let tokens: usize = samples.iter().map(|s| s.output_ids.len()).sum();
-        let count = samples.len() as f64;
+        let count = (prompts.len() * k as usize) as f64;
+        let mut sums = [gold_sum, stopped as f64, tokens as f64];
+        ranks.sum(&mut sums)?;
         let metrics = Metrics::from([
-            ("objective/gold", gold_sum / count),
-            ("objective/eos_rate", stopped as f64 / count),
-            ("objective/length", tokens as f64 / count),
+            ("objective/gold", sums[0] / count),
+            ("objective/eos_rate", sums[1] / count),
+            ("objective/length", sums[2] / count),
         ]);
-        Ok((rows, metrics))
+        Ok((ranks.gather(rows)?, metrics))
     }
 
     fn options(&self) -> SamplingOptions {

@@ -2,8 +2,9 @@
 //!
 //! Shapes: `b` episodes, `t` columns of prompt and response, `r` response columns, `d` width.
 
-use model::{Model, ModelError, RecordOptions};
+use model::{Model, RecordOptions};
 use tch::Tensor;
+use trainer::TrainerError;
 
 use crate::loss::{ClippedLoss, policy_loss, value_loss};
 use crate::rollout::{EpisodeBatch, response_values};
@@ -64,7 +65,7 @@ pub struct PolicyPass {
 }
 
 /// Adds the gradients of the policy loss, and with a value head those of `policy + coef value`, both over
-/// `terms.tokens`.
+/// `terms.tokens`. `done` is told of each block whose gradients are made.
 ///
 /// # Errors
 /// Where libtorch fails.
@@ -73,7 +74,8 @@ pub fn policy_backward(
     head: Option<ValueHead>,
     batch: &EpisodeBatch,
     terms: &Terms,
-) -> Result<PolicyPass, ModelError> {
+    done: impl FnMut(usize) -> Result<(), TrainerError>,
+) -> Result<PolicyPass, TrainerError> {
     let (hidden_btd, tape) = policy.record(&batch.input, &terms.record);
     let logprobs_br = model::response_logprobs(
         policy,
@@ -95,7 +97,7 @@ pub fn policy_backward(
         _ => loss.sum.shallow_clone(),
     };
     (&sum / terms.tokens).backward();
-    tape.backward(policy)?;
+    tape.backward_by_block(policy, done)?;
     Ok(PolicyPass {
         logprobs_br: logprobs_br.detach(),
         policy: Done::from(&loss),
@@ -104,7 +106,7 @@ pub fn policy_backward(
     })
 }
 
-/// Adds the gradients of the loss of a value model of its own.
+/// Adds the gradients of the loss of a value model of its own; `done` as in [`policy_backward`].
 ///
 /// # Errors
 /// Where libtorch fails.
@@ -112,11 +114,12 @@ pub fn value_backward(
     value: &Model,
     batch: &EpisodeBatch,
     terms: &Terms,
-) -> Result<Done, ModelError> {
+    done: impl FnMut(usize) -> Result<(), TrainerError>,
+) -> Result<Done, TrainerError> {
     let (hidden_btd, tape) = value.record(&batch.input, &terms.record);
     let loss = loss_of_values(value, &hidden_btd, batch, terms);
     (&loss.sum / terms.tokens).backward();
-    tape.backward(value)?;
+    tape.backward_by_block(value, done)?;
     Ok(Done::from(&loss))
 }
 

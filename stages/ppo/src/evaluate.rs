@@ -89,7 +89,8 @@ pub fn evaluate(
         ..options(ctx, plan, models)
     };
     let micro_batch = ctx.plan.execution.micro_batch;
-    let mut episodes = rollout::collect(models, &heldout.prompts, 0, &options)?;
+    let own = rollout::share(&ctx.ranks, heldout.prompts.clone(), 0);
+    let mut episodes = rollout::collect(models, &own, &options)?;
     rollout::score(models, &mut episodes, &score_options(ctx, plan))?;
     rollout::reference_logprobs(
         models,
@@ -97,6 +98,7 @@ pub fn evaluate(
         plan.sampling.temperature,
         micro_batch,
     );
+    let episodes = rollout::gather(&ctx.ranks, episodes)?;
     let measured = objective(&episodes, plan.gold.map(GoldRule::from));
     let names = [
         ("objective/score", "heldout/score"),
@@ -118,6 +120,7 @@ pub fn evaluate(
             &heldout.text,
             models.tokenizer.pad_id(),
             micro_batch,
+            &ctx.ranks,
         )?;
         metrics.insert("loss/heldout", loss.mean());
     }

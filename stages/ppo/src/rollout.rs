@@ -12,8 +12,10 @@ use generation::{Finish, Request, Sample, SamplingOptions};
 use judge::likelihood::{of_responses, truncated};
 use model::{Input, Model};
 use recipe::plan::EosRule;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::wide_kind;
+use trainer::Ranks;
 
 use crate::PpoError;
 use crate::advantage::{Moments, gae, token_rewards, whiten};
@@ -21,7 +23,7 @@ use crate::data::Models;
 
 /// One episode: a prompt, the response that the policy made, and all that was computed of it.
 /// The lists have the response's true length, its EOS included.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Episode {
     /// The prompt's id.
     pub id: String,
@@ -112,23 +114,21 @@ pub struct EpisodeBatch {
     pub returns_br: Tensor,
 }
 
-/// Samples one response per prompt; `first_episode` is the number of the first. Where values come from a head on the
+/// Samples one response per prompt, each with the number of its episode. Where values come from a head on the
 /// policy's trunk, the pass that samples gives them, too.
 ///
 /// # Errors
 /// Where sampling or decoding fails.
 pub fn collect(
     models: &Models,
-    prompts: &[PromptExample],
-    first_episode: u64,
+    prompts: &[(PromptExample, u64)],
     options: &SamplingOptions,
 ) -> Result<Vec<Episode>, PpoError> {
     let requests: Vec<Request> = prompts
         .iter()
-        .zip(first_episode..)
         .map(|(prompt, episode)| Request {
             prompt_ids: prompt.ids.clone(),
-            episode,
+            episode: *episode,
         })
         .collect();
     let samples = if models.value_on_trunk {
@@ -136,10 +136,31 @@ pub fn collect(
     } else {
         generation::generate(&models.policy, &requests, options)?
     };
-    let with_prompts = prompts.iter().zip(first_episode..).zip(samples);
+    let with_prompts = prompts.iter().zip(samples);
     with_prompts
-        .map(|((prompt, episode), sample)| new_episode(models, prompt, episode, sample))
+        .map(|((prompt, episode), sample)| new_episode(models, prompt, *episode, sample))
         .collect()
+}
+
+/// This rank's share of prompts whose episodes are numbered from `first_episode`.
+pub fn share(
+    ranks: &Ranks,
+    prompts: Vec<PromptExample>,
+    first_episode: u64,
+) -> Vec<(PromptExample, u64)> {
+    let mut numbered: Vec<_> = prompts.into_iter().zip(first_episode..).collect();
+    numbered.sort_by_key(|(prompt, _)| prompt.ids.len());
+    ranks.share(&numbered)
+}
+
+/// The episodes of all ranks, by number.
+///
+/// # Errors
+/// Where another rank fails.
+pub fn gather(ranks: &Ranks, own: Vec<Episode>) -> Result<Vec<Episode>, PpoError> {
+    let mut all = ranks.gather(own)?;
+    all.sort_by_key(|episode| episode.episode);
+    Ok(all)
 }
 
 fn new_episode(

@@ -64,7 +64,7 @@ pub fn run(ctx: &StageContext, plan: &PpoPlan) -> Result<Outcome, PpoError> {
         }
         ppo.log.step(ppo.state.iteration, metrics)?;
         health?;
-        let interrupted = runtime::interrupt::requested();
+        let interrupted = ctx.asked_to_stop()?;
         if ppo.is_due(ctx.plan.execution.save_every) || interrupted {
             ppo.save()?;
         }
@@ -78,7 +78,7 @@ pub fn run(ctx: &StageContext, plan: &PpoPlan) -> Result<Outcome, PpoError> {
 impl<'a> Ppo<'a> {
     fn open(ctx: &'a StageContext, plan: &'a PpoPlan) -> Result<Self, PpoError> {
         let models = Models::load(ctx, plan)?;
-        let mut steppers = Steppers::new(plan, &models);
+        let mut steppers = Steppers::new(ctx, plan, &models);
         let state = restore(ctx, &mut steppers)?.unwrap_or_else(|| State {
             iteration: 0,
             kl: KlController::new(plan.kl),
@@ -87,7 +87,10 @@ impl<'a> Ppo<'a> {
         let prompts = Prompts::open(ctx, plan, &models, (Split::Train, plan.batch))?;
         let text = |split| {
             let open = |ptx: &PtxPlan| {
-                PretrainText::open(ctx, (&ptx.data, split), tokenizer, ptx.context, "ptx")
+                let open =
+                    || PretrainText::open(ctx, (&ptx.data, split), tokenizer, ptx.context, "ptx");
+                // The first rank tokenises, and the others find the cache.
+                ctx.ranks.first_alone(open)
             };
             plan.ptx.as_ref().map(open).transpose()
         };
@@ -119,11 +122,13 @@ impl<'a> Ppo<'a> {
     fn collect(&self, metrics: &mut Metrics) -> Result<Vec<Episode>, PpoError> {
         let (plan, models) = (self.plan, &self.models);
         let micro_batch = self.ctx.plan.execution.micro_batch;
+        let ranks = &self.ctx.ranks;
+        ranks.at(&format!("iteration {}", self.state.iteration + 1));
         let prompts = self.prompts.batch(self.state.iteration, plan.batch);
-        let first_episode = self.state.iteration * plan.batch as u64;
+        let own = rollout::share(ranks, prompts, self.state.iteration * plan.batch as u64);
         let started = Instant::now();
         let options = options(self.ctx, plan, models);
-        let mut episodes = rollout::collect(models, &prompts, first_episode, &options)?;
+        let mut episodes = rollout::collect(models, &own, &options)?;
         metrics.insert("time/sample", started.elapsed().as_secs_f64());
         let started = Instant::now();
         rollout::score(models, &mut episodes, &score_options(self.ctx, plan))?;
@@ -136,6 +141,7 @@ impl<'a> Ppo<'a> {
         if !models.value_on_trunk {
             rollout::values(models, &mut episodes, micro_batch);
         }
+        let mut episodes = rollout::gather(ranks, episodes)?;
         rollout::estimate(&mut episodes, self.state.kl.coef, plan.gamma, plan.lambda);
         metrics.insert("time/score", started.elapsed().as_secs_f64());
         Ok(episodes)
@@ -153,11 +159,10 @@ impl<'a> Ppo<'a> {
             whitening: &whitening,
         };
         let iteration = self.state.iteration;
-        write_rollouts(
-            &self.ctx.stage.rollout_path(iteration + 1),
-            episodes,
-            &context,
-        )?;
+        if self.ctx.ranks.is_first() {
+            let path = self.ctx.stage.rollout_path(iteration + 1);
+            write_rollouts(&path, episodes, &context)?;
+        }
         let lesson = Lesson {
             ctx: self.ctx,
             plan: self.plan,
@@ -279,8 +284,8 @@ impl<'a> Ppo<'a> {
         let Self {
             ctx,
             plan,
-            mut models,
-            steppers,
+            models,
+            mut steppers,
             ..
         } = self;
         let final_dir = ctx.stage.final_dir();
@@ -290,11 +295,9 @@ impl<'a> Ppo<'a> {
             let raw_dir = final_dir.with_file_name("final-raw");
             let value = models.value_on_trunk.then_some(("value", &models.value));
             let further = value.as_slice();
-            trainer::finish(&raw_dir, &models.policy, further, &models.tokenizer, raw)?;
-            ema.apply(&mut models.policy);
-            if models.value_on_trunk {
-                ema.apply(&mut models.value);
-            }
+            ctx.finish(&raw_dir, &models.policy, further, &models.tokenizer, raw)?;
+            // A head on the policy's trunk is among what its optimizer trains.
+            ema.apply(&mut steppers.policy)?;
         }
         let weights = if steppers.ema.is_some() { "ema" } else { "raw" };
         manifest.notes.insert("weights".to_owned(), weights.into());
@@ -303,7 +306,7 @@ impl<'a> Ppo<'a> {
             manifest.notes.insert("value".to_owned(), trunk.into());
         }
         let further = [("value", &models.value)];
-        trainer::finish(
+        ctx.finish(
             &final_dir,
             &models.policy,
             &further,
@@ -316,7 +319,7 @@ impl<'a> Ppo<'a> {
 
 impl Steppers {
     /// Fresh optimizers. Where values come from a head on the policy's trunk, one trains both.
-    fn new(plan: &PpoPlan, models: &Models) -> Self {
+    fn new(ctx: &StageContext, plan: &PpoPlan, models: &Models) -> Self {
         let updates_per_iteration = plan.inner_epochs * plan.batch / plan.minibatch;
         let updates = plan.iterations * updates_per_iteration as u64;
         let stepper = |trained: &[&Model], optimizer| {
@@ -325,7 +328,7 @@ impl Steppers {
                 model.set_trainable(true);
                 params.extend(model.trainable());
             }
-            Stepper::for_params(&params, optimizer, updates)
+            Stepper::divided(&params, optimizer, updates, ctx.division())
                 .with_nonfinite_skip(plan.nonfinite_skip)
         };
         let mut with_policy = vec![&models.policy];

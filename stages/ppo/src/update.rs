@@ -4,7 +4,9 @@ use datasets::loader::Order;
 use model::RecordOptions;
 use recipe::plan::PpoPlan;
 use tch::{Kind, Tensor};
-use trainer::{Ema, LmOptions, PretrainText, StageContext, Stepper, lm_backward};
+use trainer::{
+    Ema, LmOptions, PretrainText, Ranks, StageContext, Stepper, TrainerError, lm_backward,
+};
 
 use crate::PpoError;
 use crate::advantage::Moments;
@@ -89,6 +91,7 @@ pub fn update(
     }
     let value = steppers.value.as_ref().map_or(0, Stepper::skipped);
     report.skipped = steppers.policy.skipped() + value;
+    report.of_all_ranks(&lesson.ctx.ranks)?;
     Ok(report)
 }
 
@@ -106,16 +109,29 @@ fn backward(
         value: &models.value,
         coef,
     });
-    for micro in episodes.chunks(lesson.ctx.plan.execution.micro_batch) {
+    let micro_batch = lesson.ctx.plan.execution.micro_batch;
+    let own = lesson.ctx.ranks.share(episodes);
+    let passes = own.len().div_ceil(micro_batch);
+    // Those on pretraining text come after.
+    let more = usize::from(lesson.text.is_some());
+    steppers.policy.expect(passes + more);
+    if let Some(value) = &mut steppers.value {
+        value.expect(passes);
+    }
+    for micro in own.chunks(micro_batch) {
         let batch = lesson.batch(micro, models);
-        let pass = policy_backward(&models.policy, head, &batch, &terms)?;
+        let stepper = &mut steppers.policy;
+        let done = |block| stepper.block_done(block);
+        let pass = policy_backward(&models.policy, head, &batch, &terms, done)?;
         steppers.policy.accumulate()?;
         steppers.policy.observe_loss(pass.sum / terms.tokens);
         report.observe_policy(&pass, &batch, before_any_update);
         let value = match &mut steppers.value {
             None => pass.value,
             Some(stepper) => {
-                let value = value_backward(&models.value, &batch, &terms)?;
+                let value = value_backward(&models.value, &batch, &terms, |block| {
+                    stepper.block_done(block)
+                })?;
                 stepper.accumulate()?;
                 stepper.observe_loss(value.sum / terms.tokens);
                 Some(value)
@@ -123,10 +139,14 @@ fn backward(
         };
         report.observe_value(value);
     }
-    if before_any_update && report.gap_max > lesson.plan.max_logprob_gap {
+    let mut gap = [report.gap_max];
+    if before_any_update {
+        lesson.ctx.ranks.max(&mut gap)?;
+    }
+    if before_any_update && gap[0] > lesson.plan.max_logprob_gap {
         return Err(PpoError::LogprobGap {
             iteration: lesson.iteration + 1,
-            gap: report.gap_max,
+            gap: gap[0],
             bound: lesson.plan.max_logprob_gap,
         });
     }
@@ -237,6 +257,28 @@ impl Report {
             self.value_loss += value.sum;
             self.value_clipped += value.clipped;
         }
+    }
+
+    /// Adds up what each rank has measured on its share. (Tokens were counted over all.)
+    fn of_all_ranks(&mut self, ranks: &Ranks) -> Result<(), TrainerError> {
+        let mut sums = [
+            &mut self.policy_loss,
+            &mut self.value_loss,
+            &mut self.clipped,
+            &mut self.value_clipped,
+            &mut self.approx_kl,
+            &mut self.gap_sum,
+            &mut self.gap_tokens,
+        ];
+        let mut numbers = sums.each_ref().map(|number| **number);
+        ranks.sum(&mut numbers)?;
+        for (place, number) in sums.iter_mut().zip(numbers) {
+            **place = number;
+        }
+        let mut largest = [self.ratio_max, self.gap_max];
+        ranks.max(&mut largest)?;
+        [self.ratio_max, self.gap_max] = largest;
+        Ok(())
     }
 
     /// The means over an iteration, under their names.

@@ -18,7 +18,10 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
     if tokens > vocab_size {
         return Err(PretrainError::Vocabulary { tokens, vocab_size });
     }
-    let mut data = Data::open(ctx, plan, &tokenizer)?;
+    // The first rank tokenises, and the others find the cache.
+    let mut data = ctx
+        .ranks
+        .first_alone(|| Data::open(ctx, plan, &tokenizer))?;
     let model = match &plan.start {
         Some(start) => ctx.load_to_continue(start, &plan.model)?,
         None => Model::init(&plan.model, Head::Token, ctx.seed, ctx.device, ctx.kind),
@@ -55,6 +58,7 @@ fn evaluate(
         &data.heldout,
         options.pad_id,
         options.micro_batch,
+        &session.ctx.ranks,
     )?;
     metrics.insert("loss/heldout", loss.mean());
     if let Some(bytes_per_token) = data.bytes_per_token {

@@ -10,7 +10,7 @@ use datasets::{Blanks, LmRow};
 use model::{Input, Model, weights};
 use recipe::plan::{OptimizerPlan, Schedule};
 use tch::{Device, Kind, Tensor};
-use trainer::{LmOptions, Stepper, lm_backward, lm_evaluate};
+use trainer::{LmOptions, Ranks, Stepper, lm_backward, lm_evaluate};
 
 const NAMES: [&str; 5] = [
     "masked_gpt2",
@@ -158,7 +158,8 @@ fn check(name: &str, kind: Kind, bound: f64, tolerance: f64) {
         };
         model.zero_grad();
         let loss = lm_backward(&model, &mut stepper(&model), &rows, &options).expect("a loss");
-        let evaluated = lm_evaluate(&model, &rows, PAD, micro_batch).expect("a loss");
+        let evaluated =
+            lm_evaluate(&model, &rows, PAD, micro_batch, &Ranks::alone()).expect("a loss");
         for loss in [loss.mean(), evaluated.mean()] {
             assert!(
                 (loss - expected).abs() <= bound,

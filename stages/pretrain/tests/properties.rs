@@ -9,7 +9,7 @@ use recipe::families::Sizes;
 use recipe::plan::{OptimizerPlan, Schedule};
 use recipe::shape::{Family, ModelShape, Positions};
 use tch::{Device, Kind, Tensor, no_grad};
-use trainer::{LmOptions, Stepper, lm_backward, lm_evaluate};
+use trainer::{LmOptions, Ranks, Stepper, lm_backward, lm_evaluate};
 
 const BLANKS: Blanks = Blanks {
     mask: 2,
@@ -185,7 +185,7 @@ fn accumulation_1_x_8_equals_8_x_1() {
                 assert!(moved > 0.0, "{label}: {name} did not move");
             }
             let losses = [&start, &one].map(|model| {
-                let loss = lm_evaluate(model, &rows, PAD, 3).expect("a loss");
+                let loss = lm_evaluate(model, &rows, PAD, 3, &Ranks::alone()).expect("a loss");
                 loss.mean()
             });
             assert!(losses[1] < losses[0], "{label}: {losses:?}");

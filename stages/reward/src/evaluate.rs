@@ -4,34 +4,37 @@ use datasets::collate::ComparisonExample;
 use model::Model;
 use runtime::metrics::Metrics;
 use tch::{Tensor, no_grad};
+use trainer::{Ranks, TrainerError};
 
 use crate::loss::{PairIndex, accuracy, expected_calibration_error, kwise_loss, margins};
-use crate::run::{last_token_scores, longest};
+use crate::run::{concat, last_token_scores, longest};
 
-/// Scores all held-out prompts; reports under `loss/heldout`, `accuracy/heldout`, `calibration/ece`.
+/// Scores all held-out prompts, each rank its share; reports under `loss/heldout`, `accuracy/heldout`, `calibration/ece`.
 pub(crate) fn evaluate(
     model: &Model,
     examples: &[ComparisonExample],
-    pad_id: u32,
-    micro_batch: usize,
+    (pad_id, micro_batch): (u32, usize),
+    ranks: &Ranks,
     metrics: &mut Metrics,
-) -> f64 {
-    let (mut loss, mut all_margins) = (0.0, Vec::new());
+) -> Result<f64, TrainerError> {
+    let (mut loss, mut all_margins) = ([0.0], Vec::new());
     let mut examples: Vec<&ComparisonExample> = examples.iter().collect();
     examples.sort_by_key(|example| longest(example));
-    for micro in examples.chunks(micro_batch) {
+    for micro in ranks.share(&examples).chunks(micro_batch) {
         let pairs = PairIndex::new(micro.iter().map(|e| (e.responses.len(), &e.pairs[..])));
         no_grad(|| {
             let scores_n = last_token_scores(model, micro, pad_id, |input| model.hidden(input));
-            loss += kwise_loss(&scores_n, &pairs).double_value(&[]);
+            loss[0] += kwise_loss(&scores_n, &pairs).double_value(&[]);
             all_margins.extend(to_vec(&margins(&scores_n, &pairs)));
         });
     }
-    loss /= examples.len() as f64;
+    ranks.sum(&mut loss)?;
+    let loss = loss[0] / examples.len() as f64;
+    let all_margins = concat(ranks.exchange(&all_margins)?);
     metrics.insert("loss/heldout", loss);
     metrics.insert("accuracy/heldout", accuracy(&all_margins));
     metrics.insert("calibration/ece", expected_calibration_error(&all_margins));
-    loss
+    Ok(loss)
 }
 
 /// The numbers of a one-dimensional tensor.

@@ -2,6 +2,8 @@
 //!
 //! Shapes: `n` responses of a micro-batch, all prompts' one after another; `t` columns, `d` width.
 
+use std::rc::Rc;
+
 use datasets::Tokenizer;
 use datasets::collate::{ComparisonExample, Side, pad};
 use judge::RewardJudge;
@@ -37,7 +39,8 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
         session.update(&ids, &mut metrics)?;
         if session.evaluation_is_due() {
             let heldout = &data.heldout;
-            let loss = evaluate(&session.model, heldout, pad_id, micro_batch, &mut metrics);
+            let rows = (pad_id, micro_batch);
+            let loss = evaluate(&session.model, heldout, rows, &ctx.ranks, &mut metrics)?;
             session.select(loss);
         }
         let lengths: Vec<usize> = batch
@@ -52,7 +55,7 @@ pub fn run(ctx: &StageContext, plan: &RewardPlan) -> Result<Outcome, RewardError
     }
     let selected = session.restore_best()?;
     let rows = data.zero_rows(ctx, plan, &session.tokenizer)?;
-    normalise(&mut session.model, &rows, pad_id, micro_batch)?;
+    normalise(&mut session, &rows, pad_id, micro_batch)?;
     Ok(session.finish(selected)?)
 }
 
@@ -74,11 +77,12 @@ fn backward(
     metrics: &mut Metrics,
 ) -> Result<(), RewardError> {
     let pad_id = session.tokenizer.pad_id();
+    let ranks = Rc::clone(&session.ctx.ranks);
+    let micro_batch = session.ctx.plan.execution.micro_batch;
+    let own = ranks.share(batch);
+    session.stepper.expect(own.len().div_ceil(micro_batch));
     let (mut loss_sum, mut all_margins, mut scores) = (0.0, Vec::new(), Vec::new());
-    for (index, micro) in batch
-        .chunks(session.ctx.plan.execution.micro_batch)
-        .enumerate()
-    {
+    for (index, micro) in own.chunks(micro_batch).enumerate() {
         let options = RecordOptions {
             checkpointing: session.ctx.plan.execution.checkpointing,
             dropout: plan.train.dropout,
@@ -94,21 +98,30 @@ fn backward(
         let loss = kwise_loss(&scores_n, &pairs);
         (&loss / batch.len() as f64).backward();
         if let Some(tape) = tape {
-            tape.backward(&session.model)?;
+            let stepper = &mut session.stepper;
+            tape.backward_by_block(&session.model, |block| stepper.block_done(block))?;
         }
         session.stepper.accumulate()?;
         loss_sum += loss.double_value(&[]);
         all_margins.extend(to_vec(&margins(&scores_n.detach(), &pairs)));
         scores.extend(to_vec(&scores_n));
     }
-    let loss = loss_sum / batch.len() as f64;
-    session.stepper.observe_loss(loss);
-    metrics.insert("loss/train", loss);
+    session.stepper.observe_loss(loss_sum / batch.len() as f64);
+    let mut loss_sum = [loss_sum];
+    ranks.sum(&mut loss_sum)?;
+    let all_margins = concat(ranks.exchange(&all_margins)?);
+    let scores = concat(ranks.exchange(&scores)?);
+    metrics.insert("loss/train", loss_sum[0] / batch.len() as f64);
     metrics.insert("accuracy/train", accuracy(&all_margins));
     metrics.insert("reward/mean", mean(&scores));
     metrics.insert("reward/std", deviation(&scores));
     metrics.insert("reward/margin", mean(&all_margins));
     Ok(())
+}
+
+/// The numbers of all ranks.
+pub(crate) fn concat(of_ranks: Vec<Vec<f64>>) -> Vec<f64> {
+    of_ranks.into_iter().flatten().collect()
 }
 
 /// Tokens of the longest row of a prompt.
@@ -136,13 +149,16 @@ pub(crate) fn last_token_scores(
 
 /// Shifts the reward so that `rows` score 0 on average (Ouyang et al. 2022, C.2).
 fn normalise(
-    model: &mut Model,
+    session: &mut Session,
     rows: &[Vec<u32>],
     pad_id: u32,
     micro_batch: usize,
 ) -> Result<(), RewardError> {
-    let judge = RewardJudge::new(model.share())?;
-    let scores = judge.score(rows, pad_id, micro_batch)?;
+    let ranks = &session.ctx.ranks;
+    let judge = RewardJudge::new(session.model.share())?;
+    let own = judge.score(&ranks.share(rows), pad_id, micro_batch)?;
+    let scores = ranks.gather(own)?;
+    let model = &mut session.model;
     model.reward_shift = -mean(&scores);
     tracing::info!(
         shift = model.reward_shift,

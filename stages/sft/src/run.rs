@@ -35,7 +35,8 @@ pub fn run(ctx: &StageContext, plan: &SftPlan) -> Result<Outcome, SftError> {
         session.update(&batch, &mut metrics)?;
         if session.evaluation_is_due() {
             let (pad_id, micro_batch) = (options.pad_id, options.micro_batch);
-            let heldout = lm_evaluate(&session.model, &data.heldout, pad_id, micro_batch)?;
+            let rows = &data.heldout;
+            let heldout = lm_evaluate(&session.model, rows, pad_id, micro_batch, &ctx.ranks)?;
             metrics.insert("loss/heldout", heldout.mean());
             session.select(heldout.mean());
         }

@@ -25,11 +25,13 @@ mod stage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use runtime::events::{Event, emit};
+use runtime::events::{Event, LOST_OTHERS, emit};
 use runtime::logging::in_words;
+use trainer::Patience;
 
 /// Started by `rlhf`; use that instead.
 #[derive(Debug, Parser)]
@@ -51,6 +53,13 @@ enum Command {
         device: String,
         #[arg(long)]
         deterministic: bool,
+        /// Of what the stage is made: ranks must agree.
+        #[arg(long, default_value = "")]
+        hash: String,
+        #[arg(long, default_value_t = 300)]
+        join_timeout: u64,
+        #[arg(long, default_value_t = 1800)]
+        timeout: u64,
     },
     /// Sample.
     Generate { request: String },
@@ -82,7 +91,11 @@ fn main() -> ExitCode {
             let error = in_words(error.as_ref());
             tracing::error!("{error}");
             emit(&Event::Failed { error });
-            ExitCode::FAILURE
+            if trainer::ranks::lost_others() {
+                ExitCode::from(LOST_OTHERS)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -114,7 +127,22 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
             stage,
             device,
             deterministic,
-        } => return stage::run(run_dir, stage, device, *deterministic),
+            hash,
+            join_timeout,
+            timeout,
+        } => {
+            let patience = Patience {
+                join: Duration::from_secs(*join_timeout),
+                operation: Duration::from_secs(*timeout),
+            };
+            let launch = stage::Launch {
+                device,
+                deterministic: *deterministic,
+                hash,
+                patience,
+            };
+            return stage::run(run_dir, stage, &launch);
+        }
         Command::Generate { request } => generate::run(&parse(request)?)?,
         Command::Score { request } => score::run(&parse(request)?)?,
         Command::Convert { request } => convert::run(&parse(request)?)?,

@@ -7,12 +7,29 @@ use anyhow::{Context, Result, bail};
 use recipe::memory::Place;
 use recipe::plan::{Plan, StagePlan, Task};
 use runtime::events::{Event, emit};
+use runtime::hash::hash_file;
+use runtime::ranks;
 use runtime::run_folder::RunFolder;
 use tch::Device;
-use trainer::{Outcome, StageContext};
+use trainer::{Outcome, Patience, Ranks, StageContext};
 
-/// Runs `name` from its last snapshot, or from the start.
-pub fn run(run_dir: &Path, name: &str, device: &str, deterministic: bool) -> Result<ExitCode> {
+/// How a stage is run here.
+pub struct Launch<'a> {
+    /// Where to compute.
+    pub device: &'a str,
+    /// The same bits in every run.
+    pub deterministic: bool,
+    /// Of what the stage is made.
+    pub hash: &'a str,
+    /// How long ranks wait for each other.
+    pub patience: Patience,
+}
+
+/// Runs `name` from its last snapshot, or from the start, with the other ranks where there are some.
+pub fn run(run_dir: &Path, name: &str, launch: &Launch) -> Result<ExitCode> {
+    let device = crate::compute::device(launch.device)?;
+    // Before anything is read: the first rank's front has written it by then.
+    let ranks = join(device, launch)?;
     let run = RunFolder::open_or_create(run_dir)?;
     let text = std::fs::read_to_string(run.plan_path())
         .with_context(|| format!("{}", run.plan_path().display()))?;
@@ -20,7 +37,7 @@ pub fn run(run_dir: &Path, name: &str, device: &str, deterministic: bool) -> Res
     let Some(stage) = plan.stage(name) else {
         bail!("{} has no stage `{name}`", run.plan_path().display());
     };
-    let device = crate::compute::device(device)?;
+    let deterministic = launch.deterministic;
     if deterministic {
         torch_ext::use_deterministic()?;
     }
@@ -34,7 +51,7 @@ pub fn run(run_dir: &Path, name: &str, device: &str, deterministic: bool) -> Res
     if device == Device::Cpu {
         save_memory(&plan, stage);
     }
-    let ctx = StageContext::new(run, stage.clone(), plan.seed, device)?;
+    let ctx = StageContext::new(run, stage.clone(), plan.seed, device, ranks)?;
     let outcome = match &ctx.plan.task {
         Task::Pretrain(task) => pretrain::run(&ctx, task)?,
         Task::Sft(task) => sft::run(&ctx, task)?,
@@ -49,6 +66,16 @@ pub fn run(run_dir: &Path, name: &str, device: &str, deterministic: bool) -> Res
         interrupted,
     });
     Ok(ExitCode::SUCCESS)
+}
+
+fn join(device: Device, launch: &Launch) -> Result<Ranks> {
+    let Some(place) = ranks::Place::from_environment()?.filter(|place| place.size > 1) else {
+        return Ok(Ranks::alone());
+    };
+    // A program of other sources has other bytes.
+    let program = hash_file(&std::env::current_exe()?)?;
+    let identity = format!("plan {:.12} with program {program:.12}", launch.hash);
+    Ok(Ranks::join(&place, device, &identity, launch.patience)?)
 }
 
 /// A stage that will have more than this in memory gives back each tensor's as soon as it is freed, so that it has what

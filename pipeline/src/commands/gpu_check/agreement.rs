@@ -87,7 +87,7 @@ impl Check<'_> {
             device: Device::Cpu,
             deterministic: false,
         };
-        run::run(&args).map_err(as_error)?;
+        run::alone(&args).map_err(as_error)?;
         self.tiny = Some(plan);
         Ok(())
     }

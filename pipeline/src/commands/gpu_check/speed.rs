@@ -73,7 +73,7 @@ impl Check<'_> {
                 device: Device::Cpu,
                 deterministic: false,
             };
-            run::run(&args).map_err(as_error)?;
+            run::alone(&args).map_err(as_error)?;
         }
         let made = |stage: &str| self.speed_root().join(stage).join("final");
         let gpt2 = (self.speed_root().join(MODELS).join("gpt2"), Dtype::F32);

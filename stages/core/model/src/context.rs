@@ -34,7 +34,7 @@ pub(crate) enum Sight {
         /// The same in layers with a sliding window, where there are any.
         local: Option<Mask>,
         /// In the last layer: the columns whose output is wanted, and both masks for them.
-        tail: Option<Tail>,
+        tail: Option<Box<Tail>>,
     },
     /// Keys of the cache, to which those of this pass are added.
     Cache(CachedSpan),
@@ -117,7 +117,7 @@ impl Context {
     /// The columns that a layer computes, where they are not all.
     pub(crate) fn tail(&self, columns: Columns) -> Option<&Tail> {
         match &self.sight {
-            Sight::Pass { tail, .. } if columns == Columns::Wanted => tail.as_ref(),
+            Sight::Pass { tail, .. } if columns == Columns::Wanted => tail.as_deref(),
             _ => None,
         }
     }
@@ -145,10 +145,12 @@ impl Model {
     }
 
     fn unpadded_pass(&self, unpadded: Unpadded) -> Pass {
-        let tail = unpadded.wanted.map(|(tokens_m, mask)| Tail {
-            selection: Selection::Tokens(tokens_m),
-            mask,
-            local: None,
+        let tail = unpadded.wanted.map(|(tokens_m, mask)| {
+            Box::new(Tail {
+                selection: Selection::Tokens(tokens_m),
+                mask,
+                local: None,
+            })
         });
         let sight = Sight::Pass {
             mask: unpadded.mask,
@@ -188,12 +190,14 @@ impl Model {
         };
         let local = shape.local.as_ref();
         let local = local.map(|local| Mask::new(&span, Some(local.window), self.kind()));
-        let tail = input.wanted_columns().map(|wanted| Tail {
-            mask: mask.tail(&span, &wanted, self.kind()),
-            local: local
-                .as_ref()
-                .map(|local| local.tail(&span, &wanted, self.kind())),
-            selection: Selection::Columns(wanted),
+        let tail = input.wanted_columns().map(|wanted| {
+            Box::new(Tail {
+                mask: mask.tail(&span, &wanted, self.kind()),
+                local: local
+                    .as_ref()
+                    .map(|local| local.tail(&span, &wanted, self.kind())),
+                selection: Selection::Columns(wanted),
+            })
         });
         // Behind padding the positions say where a row ends.
         let ends_early = !input.real.is_empty() && valid_bt.is_none();

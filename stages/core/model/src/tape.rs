@@ -109,23 +109,41 @@ impl Tape {
     /// # Errors
     /// [`ModelError::NoGradient`] when the loss's own backward pass has not run; libtorch's errors.
     pub fn backward(self, model: &Model) -> Result<(), ModelError> {
+        self.backward_by_block(model, |_| Ok(()))
+    }
+
+    /// The same; `done` is told of each block whose gradients are made, from the last one on. Those of all else are made
+    /// in the end.
+    ///
+    /// # Errors
+    /// As [`Self::backward`], and those of `done`.
+    pub fn backward_by_block<E: From<ModelError>>(
+        self,
+        model: &Model,
+        mut done: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<(), E> {
         let grad = self.hidden_btd.grad();
         if !grad.defined() {
-            return Err(ModelError::NoGradient);
+            return Err(ModelError::NoGradient.into());
         }
+        let backward = |y: &Tensor, grad: &Tensor| {
+            torch_ext::backward(&[y], &[grad]).map_err(|error| E::from(error.into()))
+        };
         let (x_btd, y_btd) = self.norm;
         let grad = self.output.of(&grad);
-        torch_ext::backward(&[&y_btd], &[&grad])?;
+        backward(&y_btd, &grad)?;
         let mut grad = x_btd.grad();
         drop((x_btd, y_btd, self.hidden_btd));
         for (index, (x_btd, y_btd)) in self.blocks.into_iter().enumerate().rev() {
             let y_btd = y_btd
                 .unwrap_or_else(|| model.run_block(index, &x_btd, &self.context, &self.options));
-            torch_ext::backward(&[&y_btd], &[&grad])?;
+            backward(&y_btd, &grad)?;
             grad = x_btd.grad();
+            drop((x_btd, y_btd));
+            done(index)?;
         }
         if self.embedded_btd.requires_grad() {
-            torch_ext::backward(&[&self.embedded_btd], &[&grad])?;
+            backward(&self.embedded_btd, &grad)?;
         }
         Ok(())
     }

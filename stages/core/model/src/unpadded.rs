@@ -32,7 +32,7 @@ pub(crate) struct Unpadded {
 #[derive(Debug)]
 pub(crate) struct Places {
     /// In the flattened columns `[b * t]`, int64 `[m]`.
-    places_m: Tensor,
+    at_m: Tensor,
     rows: i64,
     columns: i64,
 }
@@ -44,14 +44,14 @@ impl Places {
         let width = hidden_md.size()[1];
         let options = (hidden_md.kind(), hidden_md.device());
         Tensor::zeros([self.rows * self.columns, width], options)
-            .index_copy(0, &self.places_m, &hidden_md)
+            .index_copy(0, &self.at_m, &hidden_md)
             .view([self.rows, self.columns, width])
     }
 
     /// What stands in these places of `[b, t, d]`, `[1, m, d]`.
     pub(crate) fn of(&self, hidden_btd: &Tensor) -> Tensor {
         let hidden_nd = hidden_btd.flatten(0, 1);
-        hidden_nd.index_select(0, &self.places_m).unsqueeze(0)
+        hidden_nd.index_select(0, &self.at_m).unsqueeze(0)
     }
 }
 
@@ -61,7 +61,10 @@ impl Unpadded {
         let longest = input.real.iter().map(Range::len).max()?;
         let sees_past = input.prefixes.is_empty()
             && input.spans_bt.is_none()
-            && shape.local.as_ref().is_none_or(|local| local.window >= longest);
+            && shape
+                .local
+                .as_ref()
+                .is_none_or(|local| local.window >= longest);
         let positions_are_plain = match shape.positions {
             Positions::Alibi => false,
             // Frequencies would depend on the row.
@@ -76,7 +79,8 @@ impl Unpadded {
         let size = input.ids_bt.size();
         let (rows, columns) = (size[0], size[1]);
         assert!(
-            input.real.len() as i64 == rows && input.real.iter().all(|row| row.end as i64 <= columns),
+            input.real.len() as i64 == rows
+                && input.real.iter().all(|row| row.end as i64 <= columns),
             "real tokens at {:?} in {size:?}",
             input.real
         );
@@ -113,7 +117,7 @@ impl Unpadded {
             mask: mask_of(&keys),
             wanted: (!all).then(|| (tensor(&wanted, device), mask_of(&queries))),
             places: Places {
-                places_m: if all {
+                at_m: if all {
                     places_n
                 } else {
                     tensor(&wanted_places, device)

@@ -6,8 +6,8 @@ use crate::artefacts::{self, MINIMUM_VOCABULARY};
 use crate::hub::HUB_PREFIX;
 use crate::objective::check_continues_text;
 use crate::plan::{
-    Dtype, Execution, GoldRule, ImportPlan, LabelPlan, Labeler, Plan, SamplingPlan, Source,
-    TokenizerPlan,
+    Dtype, Execution, GoldRule, ImportPlan, LabelPlan, Labeler, Plan, SamplingPlan, Sharding,
+    Source, TokenizerPlan,
 };
 use crate::reader::{Outcome, Range, Reader};
 use crate::references::{ChosenTokenizer, Resolver, Wanted};
@@ -22,6 +22,7 @@ pub(crate) const NO_EXECUTION: Execution = Execution {
     micro_batch: 1,
     sample_batch: 1,
     checkpointing: false,
+    sharding: Sharding::None,
     save_every: 1,
     keep: 1,
 };

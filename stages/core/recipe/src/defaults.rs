@@ -287,6 +287,12 @@ const DEFAULTS: &[(Kinds, &str, Setting, &str)] = &[
         Flag(false),
         "faster; turn it on where memory is short",
     ),
+    (
+        TRAINED,
+        "sharding",
+        Text("none"),
+        "the least communication; shard where memory is short",
+    ),
     (LOOPS, "save_every", Integer(100), "minutes of work at risk"),
     (
         &["ppo"],

@@ -26,6 +26,8 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("cliprange", "clip"),
     ("cliprange_value", "value_clip"),
     ("gradient_checkpointing", "checkpointing"),
+    ("zero_stage", "sharding"),
+    ("fsdp", "sharding"),
     ("rank", "r"),
     ("lora_alpha", "alpha"),
     ("lora_dropout", "dropout"),

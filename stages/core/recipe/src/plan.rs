@@ -56,6 +56,9 @@ pub struct Execution {
     pub sample_batch: usize,
     /// Recompute each block's activations in the backward pass instead of keeping them.
     pub checkpointing: bool,
+    /// What each of several ranks keeps a part of.
+    #[serde(default)]
+    pub sharding: Sharding,
     /// Updates between two snapshots.
     pub save_every: u64,
     /// Snapshots kept beside the best one.
@@ -72,6 +75,19 @@ pub enum Dtype {
     Bf16,
     /// 64-bit floats, for tests.
     F64,
+}
+
+/// What each rank of a training stage keeps a part of; all else is on every rank (Rajbhandari et al. 2020, `ZeRO`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sharding {
+    /// Nothing: gradients are summed over ranks (`DistributedDataParallel`).
+    #[default]
+    None,
+    /// Master weights and moments (stage 1).
+    Optimizer,
+    /// These and gradients (stage 2).
+    Gradients,
 }
 
 /// How the matrices of a model that is not trained are kept: fewer bits a weight, made of the folder's

@@ -50,6 +50,7 @@ const EXECUTION: &[&str] = &[
     "dtype",
     "micro_batch",
     "checkpointing",
+    "sharding",
     "save_every",
     "keep",
 ];

@@ -8,7 +8,7 @@ use crate::model_table::{base_shape, fits, model_shape};
 use crate::objective::objective;
 use crate::plan::{
     Dtype, Duration, Execution, OptimizerPlan, Overlong, PretrainPlan, Quantization, RewardPlan,
-    Schedule, SftPlan, Source, TrainPlan,
+    Schedule, SftPlan, Sharding, Source, TrainPlan,
 };
 use crate::pretraining::mix;
 use crate::reader::{Outcome, Range, Reader};
@@ -232,10 +232,17 @@ pub(crate) fn execution(reader: &Reader<'_>, batch_key: &str, batch: usize) -> O
         micro_batch: micro_batch(reader, batch_key, batch)?,
         sample_batch: 1,
         checkpointing: reader.flag("checkpointing")?,
+        sharding: reader.choice("sharding", SHARDINGS)?,
         save_every: reader.count("save_every", 1)? as u64,
         keep: reader.count("keep", 1)?,
     })
 }
+
+const SHARDINGS: &[(&str, Sharding)] = &[
+    ("none", Sharding::None),
+    ("optimizer", Sharding::Optimizer),
+    ("gradients", Sharding::Gradients),
+];
 
 fn micro_batch(reader: &Reader<'_>, batch_key: &str, batch: usize) -> Outcome<usize> {
     let Some(micro_batch) = reader.count_opt("micro_batch", 1)? else {

@@ -12,6 +12,9 @@ use crate::metrics::Metrics;
 /// Time between two progress events.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The exit code of a worker that failed because other ranks did.
+pub const LOST_OTHERS: u8 = 75;
+
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]

@@ -74,10 +74,14 @@ impl Place {
     pub fn from_variables(
         variable: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, PlaceError> {
-        if let Some(found) = [RANK, WORLD_SIZE].into_iter().find(|name| variable(name).is_some()) {
+        if let Some(found) = [RANK, WORLD_SIZE]
+            .into_iter()
+            .find(|name| variable(name).is_some())
+        {
             return of_torchrun(variable, found).map(Some);
         }
-        let tasks = variable("SLURM_STEP_NUM_TASKS").filter(|_| variable("SLURM_STEP_ID").is_some());
+        let tasks =
+            variable("SLURM_STEP_NUM_TASKS").filter(|_| variable("SLURM_STEP_ID").is_some());
         match tasks {
             Some(tasks) if tasks != "1" => of_slurm(variable).map(Some),
             _ => Ok(None),
@@ -238,7 +242,11 @@ mod tests {
         };
         assert!(all("1").is_ok());
         let beyond = all("2").expect_err("rank 2 of 2");
-        assert!(beyond.to_string().contains("RANK=2: expected a rank below 2"));
+        assert!(
+            beyond
+                .to_string()
+                .contains("RANK=2: expected a rank below 2")
+        );
         let word = all("one").expect_err("no number");
         assert!(word.to_string().contains("RANK=one"), "{word}");
     }

@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -34,9 +35,17 @@ std::shared_ptr<gloo::transport::Device> device_for(const std::string& host) {
   return c10d::ProcessGroupGloo::createDefaultDevice();
 }
 
+// c10d's record of recent operations (its flight recorder) is one for the process, and two threads with a group each break it.
+// For Gloo nobody reads it, so there is none unless the user asks.
+void leave_out_record() {
+  static std::once_flag once;
+  std::call_once(once, [] { setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0); });
+}
+
 c10::intrusive_ptr<c10d::Backend> gloo_backend(const c10::intrusive_ptr<c10d::Store>& store,
                                                const std::string& host, int rank, int size,
                                                Milliseconds timeout) {
+  leave_out_record();
   auto options = c10d::ProcessGroupGloo::Options::create(timeout);
   options->devices.push_back(device_for(host));
   options->threads = 2;

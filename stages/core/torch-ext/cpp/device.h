@@ -126,7 +126,7 @@ struct Attention {
   int64_t window;    // keys that a query sees, at most
   const void* bias;  // sums' type [h, s], added to the products by key position, or null
   int64_t bias_row;
-  int64_t splits;  // parts that each row's keys are taken in
+  int64_t splits;  // parts that each row's keys are taken in; 0: none, keys and values are added alone
   void* partial;   // sums' type [n, h, splits, e + 2], or null where there is one
   void* out;       // [n, h, e]
 };

@@ -175,11 +175,7 @@ impl Group {
     ///
     /// # Errors
     /// When the tensor is not contiguous or does not lie on the group's device; c10d's.
-    pub fn all_reduce(
-        &self,
-        tensor: &Tensor,
-        reduction: Reduction,
-    ) -> Result<Pending, TorchError> {
+    pub fn all_reduce(&self, tensor: &Tensor, reduction: Reduction) -> Result<Pending, TorchError> {
         let operation = "all_reduce";
         self.check(operation, "tensor", tensor)?;
         let reduction = match reduction {
@@ -228,7 +224,11 @@ impl Group {
     /// When there is no such rank.
     pub fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Pending, TorchError> {
         let operation = "broadcast";
-        assert!(root < self.member.size, "rank {root} of {}", self.member.size);
+        assert!(
+            root < self.member.size,
+            "rank {root} of {}",
+            self.member.size
+        );
         self.check(operation, "tensor", tensor)?;
         self.begin(operation, &[tensor], |group, work| {
             // SAFETY: as above.
@@ -240,6 +240,9 @@ impl Group {
     ///
     /// # Errors
     /// c10d's.
+    ///
+    /// # Panics
+    /// When they are not as many as the group has, which cannot be.
     pub fn barrier(&self) -> Result<(), TorchError> {
         // Of a number that is read: a GPU's barrier would wait for nothing on the host.
         let here = Tensor::ones([1], (tch::Kind::Int64, self.member.device));

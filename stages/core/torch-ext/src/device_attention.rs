@@ -9,12 +9,16 @@ use torch_sys::C_tensor;
 use crate::cached_attention::{CachedOptions, CachedRows, Extent, validate};
 use crate::ffi::{self, check};
 use crate::kernels::{has_device_kernels, multiprocessors};
+use crate::row_attention::{RowSpans, row_attention, serves_rows};
 use crate::{CACHE_BLOCK, TorchError};
 
 /// The widest head that the kernel takes.
 pub const WIDEST_DEVICE_HEAD: usize = 256;
 /// Parts that the keys of a row are taken in where rows are few, at most.
 const MOST_SPLITS: i64 = 16;
+
+/// In the place of a number of parts: keys and values are added to the cache, and nothing is attended to.
+const APPEND: i64 = 0;
 
 /// [`CachedRows`] as a GPU reads them: tables that lie on it, and may be changed there between two calls. The kernel
 /// checks nothing of them, so their numbers come from rows that were checked on the host.
@@ -30,6 +34,8 @@ pub struct DeviceRows {
     num_blocks: i64,
     /// How many steps the rows have blocks for.
     steps_left: i64,
+    /// Where each row's tokens begin and end, where nothing of any row was cached before.
+    fresh: Option<RowSpans>,
 }
 
 /// Mirrors `Span` in `cpp/device_ops.cpp`.
@@ -66,6 +72,8 @@ impl DeviceRows {
             table_bm: table.view([num_rows, rows.columns() as i64]),
             num_blocks: rows.num_blocks(),
             steps_left: 1,
+            fresh: (rows.pasts().iter().all(|past| *past == 0))
+                .then(|| RowSpans::new(rows.counts(), rows.counts(), device)),
         }
     }
 
@@ -83,6 +91,7 @@ impl DeviceRows {
             table_bm: Tensor::zeros([rows, columns], int),
             num_blocks: num_blocks as i64,
             steps_left: 0,
+            fresh: None,
         }
     }
 
@@ -149,6 +158,7 @@ impl DeviceRows {
             row_n: self.row_n.shallow_clone(),
             position_n: self.position_n.shallow_clone(),
             table_bm: self.table_bm.shallow_clone(),
+            fresh: None,
             ..*self
         }
     }
@@ -211,12 +221,19 @@ pub fn device_attention(
         width <= WIDEST_DEVICE_HEAD as i64,
         "a head of {width} numbers, and the kernel takes {WIDEST_DEVICE_HEAD}"
     );
+    // Rows that begin attend among themselves, by libtorch's kernels that multiply in tiles.
+    let prefill = rows.fresh.as_ref().filter(|spans| {
+        options.bias_hs.is_none()
+            && options.window.is_none_or(|it| it as i64 >= spans.longest())
+            && serves_rows(device, q_nhe.kind(), width)
+    });
     let blocks = (tokens * key_heads).max(1);
+    let splits = (2 * multiprocessors() / blocks).clamp(1, MOST_SPLITS);
     let raw = RawSpan {
         row_n: rows.row_n.as_ptr(),
         position_n: rows.position_n.as_ptr(),
         table_bm: rows.table_bm.as_ptr(),
-        splits: (2 * multiprocessors() / blocks).clamp(1, MOST_SPLITS),
+        splits: if prefill.is_some() { APPEND } else { splits },
     };
     let window = options
         .window
@@ -240,6 +257,11 @@ pub fn device_attention(
                 &raw mut out,
             ),
         )?;
-        Ok(Tensor::from_ptr(out))
+        let out_nhe = Tensor::from_ptr(out);
+        let Some(spans) = prefill else {
+            return Ok(out_nhe);
+        };
+        let [q, k, v] = [q_nhe, k_nke, v_nke].map(|x| x.transpose(0, 1));
+        Ok(row_attention(&q, &k, &v, spans, options.scale)?.transpose(0, 1))
     }
 }

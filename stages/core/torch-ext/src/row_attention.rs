@@ -23,6 +23,11 @@ pub struct RowSpans {
 }
 
 impl RowSpans {
+    /// Keys of the longest row.
+    pub(crate) fn longest(&self) -> i64 {
+        self.longest[1]
+    }
+
     /// Rows of these many queries and keys.
     ///
     /// # Panics

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor, no_grad};
 use torch_ext::{AdamWStep, fused_adamw};
 
 use crate::error::TrainerError;
+use crate::exchange::{Division, slice_tensor};
 use crate::gradients::is_low_precision;
 
 /// The optimizer of one model. With `g` the gradient, `t` the parameter's own step count from 1:
@@ -27,11 +28,14 @@ pub struct AdamW {
     slots: Vec<Slot>,
 }
 
-/// One parameter with its state. All tensors have the parameter's shape but `step`, a scalar f32 (what
-/// the fused kernel wants; exact up to 2^24 updates).
+/// One parameter with its state. All tensors have the parameter's shape (where the state is sharded, that of this rank's
+/// slice of it) but `step`, a scalar f32 (what the fused kernel wants; exact up to 2^24 updates).
 #[derive(Debug)]
 struct Slot {
     name: String,
+    /// The parameter's whole shape.
+    shape: Vec<i64>,
+    /// The parameter, or the slice of it, whose memory it shares.
     param: Tensor,
     master: Tensor,
     exp_avg: Tensor,
@@ -40,8 +44,13 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(name: &str, param: &Tensor) -> Self {
-        let param = param.shallow_clone();
+    fn new(name: &str, param: &Tensor, division: &Division) -> Self {
+        let shape = param.size();
+        let param = if division.slices() == 1 {
+            param.shallow_clone()
+        } else {
+            slice_tensor(param, division)
+        };
         let master = if is_low_precision(param.kind()) {
             param.detach().to_kind(Kind::Float)
         } else {
@@ -50,6 +59,7 @@ impl Slot {
         let zeros = || master.detach().zeros_like();
         Self {
             name: name.to_owned(),
+            shape,
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             step: Tensor::zeros([] as [i64; 0], (Kind::Float, param.device())),
@@ -59,7 +69,7 @@ impl Slot {
     }
 
     fn decays(&self) -> bool {
-        self.param.dim() >= 2
+        self.shape.len() >= 2
     }
 
     fn refresh_param(&mut self) {
@@ -72,7 +82,17 @@ impl Slot {
 impl AdamW {
     /// A fresh state for `params`; they are updated in place from now on.
     pub fn new(params: &BTreeMap<String, Tensor>, plan: &OptimizerPlan) -> Self {
-        let slots = no_grad(|| params.iter().map(|(name, p)| Slot::new(name, p)).collect());
+        Self::divided(params, plan, &Division::none())
+    }
+
+    /// The same, for the slices that one of the ranks of `division` keeps.
+    pub fn divided(
+        params: &BTreeMap<String, Tensor>,
+        plan: &OptimizerPlan,
+        division: &Division,
+    ) -> Self {
+        let slot = |(name, param): (&String, &Tensor)| Slot::new(name, param, division);
+        let slots = no_grad(|| params.iter().map(slot).collect());
         Self {
             betas: plan.betas,
             eps: plan.eps,
@@ -104,7 +124,7 @@ impl AdamW {
             .slots
             .iter()
             .zip(grads)
-            .filter(|(slot, _)| slot.decays() == decays)
+            .filter(|(slot, _)| slot.decays() == decays && slot.param.numel() > 0)
             .collect();
         if group.is_empty() {
             return Ok(());
@@ -135,6 +155,24 @@ impl AdamW {
             },
         )?;
         Ok(())
+    }
+
+    /// Writes `weights` into the parameters, rounded to their format.
+    pub(crate) fn show(&mut self, weights: &BTreeMap<String, Tensor>) {
+        no_grad(|| {
+            for slot in &mut self.slots {
+                let weight = weights.get(&slot.name);
+                let weight = weight.unwrap_or_else(|| panic!("no weights of {}", slot.name));
+                slot.param.copy_(weight);
+            }
+        });
+    }
+
+    /// The whole shapes of the parameters, by name.
+    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
+        self.slots
+            .iter()
+            .map(|slot| (slot.name.as_str(), &slot.shape[..]))
     }
 
     /// Weights in master precision, by parameter name. They share memory with the optimizer.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use datasets::Tokenizer;
 use model::{Checkpoint, Model};
@@ -14,7 +15,9 @@ use runtime::seeds;
 use tch::{Device, Kind};
 
 use crate::error::TrainerError;
+use crate::exchange::Division;
 use crate::memory::begin_peak;
+use crate::ranks::Ranks;
 use crate::utilisation::Peak;
 
 /// What every stage is given.
@@ -32,6 +35,8 @@ pub struct StageContext {
     pub device: Device,
     /// Storage format of weights and activations.
     pub kind: Kind,
+    /// This process among those that run the stage.
+    pub ranks: Rc<Ranks>,
     /// What the device can do at most.
     pub peak: Peak,
     /// Bytes in memory before there was a model (metric `memory/start`).
@@ -58,6 +63,7 @@ impl StageContext {
         plan: StagePlan,
         seed: u64,
         device: Device,
+        ranks: Ranks,
     ) -> Result<Self, TrainerError> {
         let mut inputs = Vec::new();
         for (key, source) in plan.inputs() {
@@ -75,10 +81,19 @@ impl StageContext {
             seed,
             device,
             kind,
+            ranks: Rc::new(ranks),
             peak,
             memory_at_start,
             inputs,
         })
+    }
+
+    /// How the training of a model is divided among the ranks.
+    pub fn division(&self) -> Division {
+        Division {
+            ranks: Rc::clone(&self.ranks),
+            sharding: self.plan.execution.sharding,
+        }
     }
 
     /// The file or folder that a source stands for: a stage's `final/`, or the path itself.
@@ -209,7 +224,8 @@ impl StageContext {
         result: Result<T, TrainerError>,
         batch: impl FnOnce() -> serde_json::Value,
     ) -> Result<T, TrainerError> {
-        if let Err(TrainerError::NonFinite { step, .. }) = &result {
+        if let (Err(TrainerError::NonFinite { step, .. }), true) = (&result, self.ranks.is_first())
+        {
             let path = self.stage.root().join(format!("nonfinite-{step:06}.json"));
             write_json(&path, &batch())?;
             tracing::error!("the batch of step {step} is in {}", path.display());

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use model::Model;
 use tch::{Tensor, no_grad};
 
+use crate::error::TrainerError;
 use crate::stepper::Stepper;
 
 /// `average <- decay * average + (1 - decay) * weights` after each update, in the precision of the
@@ -37,18 +37,15 @@ impl Ema {
         });
     }
 
-    /// Writes the average into `model`, rounded to its format.
+    /// Puts the average in the place of the stepper's weights, when the training has ended.
+    ///
+    /// # Errors
+    /// Where another rank fails.
     ///
     /// # Panics
-    /// Where something is trained of the model that is not averaged.
-    pub fn apply(&self, model: &mut Model) {
-        no_grad(|| {
-            for (name, mut param) in model.trainable() {
-                let average = self.averages.get(&name);
-                let average = average.unwrap_or_else(|| panic!("no average of parameter {name}"));
-                param.copy_(average);
-            }
-        });
+    /// Where the stepper is of another model.
+    pub fn apply(&self, stepper: &mut Stepper) -> Result<(), TrainerError> {
+        stepper.show(&self.averages)
     }
 
     /// The state by key `<param>.ema`, sharing memory with the average.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::rank_error::RankError;
+
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
@@ -134,4 +136,7 @@ pub enum TrainerError {
         /// Format and shape of the running model.
         expected: String,
     },
+    /// Other processes of the job failed, or cannot be reached.
+    #[error(transparent)]
+    Ranks(#[from] Box<RankError>),
 }

@@ -6,8 +6,9 @@ use tch::{Kind, Tensor, no_grad};
 use torch_ext::free_grad;
 
 use crate::error::TrainerError;
+use crate::exchange::{Division, Exchange};
 
-/// The gradients of named parameters over the micro-batches of one update.
+/// The gradients of named parameters over the micro-batches of one update, and over all ranks.
 ///
 /// Parameters in f32 and f64 accumulate in autograd's own `.grad`. Parameters in bf16 (or f16) add each
 /// micro-batch's gradient to an f32 buffer, since the sum of many small bf16 numbers loses them.
@@ -18,8 +19,10 @@ pub struct Gradients {
     params: Vec<(String, Tensor)>,
     /// Sums in f32, where parameters are in fewer bits; `None` before the first gradient.
     buffers: Option<Vec<Option<Tensor>>>,
-    /// Every parameter has had a gradient before.
-    all_reached: bool,
+    /// Which parameters have had a gradient before.
+    reached: Vec<bool>,
+    /// Sums over ranks, where there are several.
+    exchange: Option<Exchange>,
 }
 
 /// Whether parameters of this kind need f32 copies for accumulation and updates.
@@ -27,71 +30,181 @@ pub(crate) fn is_low_precision(kind: Kind) -> bool {
     matches!(kind, Kind::BFloat16 | Kind::Half)
 }
 
+/// The block that a parameter belongs to, by the number in its name; `None`: what is before and behind all blocks.
+fn block_of(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
+}
+
 impl Gradients {
     /// Gradients of `params`, in the map's order.
-    pub fn new(params: &BTreeMap<String, Tensor>) -> Self {
+    pub fn new(params: &BTreeMap<String, Tensor>, division: &Division) -> Self {
         let low = params.values().any(|param| is_low_precision(param.kind()));
-        let buffers = low.then(|| params.values().map(|_| None).collect());
-        let params = params
+        let described: Vec<(Option<usize>, usize)> = params
             .iter()
-            .map(|(name, param)| (name.clone(), param.shallow_clone()))
+            .map(|(name, param)| (block_of(name), param.numel()))
             .collect();
+        let exchange = params.values().next().filter(|_| division.ranks.size() > 1);
+        let exchange = exchange.map(|first| {
+            let kind = if low { Kind::Float } else { first.kind() };
+            Exchange::new(division.clone(), &described, kind, first.device())
+        });
         Self {
-            params,
-            buffers,
-            all_reached: false,
+            buffers: low.then(|| params.values().map(|_| None).collect()),
+            reached: vec![false; params.len()],
+            params: params
+                .iter()
+                .map(|(name, param)| (name.clone(), param.shallow_clone()))
+                .collect(),
+            exchange,
         }
     }
 
-    /// Ends a micro-batch: moves low-precision gradients into the buffers and frees `.grad`.
+    /// Says that the update comes after so many backward passes, so that the last one's gradients can travel while
+    /// others are made.
+    pub fn expect(&mut self, passes: usize) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.expect(passes);
+        }
+    }
+
+    /// A block's backward pass has ended: its gradients of this micro-batch are whole.
     ///
     /// # Errors
-    /// Where libtorch fails.
-    pub fn accumulate(&mut self) -> Result<(), TrainerError> {
-        let Some(buffers) = &mut self.buffers else {
+    /// Where libtorch or another rank fails.
+    pub fn block_done(&mut self, block: usize) -> Result<(), TrainerError> {
+        let Some(exchange) = self.exchange.as_ref().filter(|e| e.is_due()) else {
             return Ok(());
         };
-        no_grad(|| {
-            for ((_, param), buffer) in self.params.iter().zip(buffers) {
-                let grad = param.grad();
-                if grad.defined() {
-                    match buffer {
-                        Some(buffer) => drop(buffer.f_add_(&grad)?),
-                        None => *buffer = Some(grad.f_to_kind(Kind::Float)?),
-                    }
-                    free_grad(param)?;
-                }
-            }
-            Ok(())
-        })
+        for bucket in exchange.waiting(Some(block)) {
+            self.send(bucket)?;
+        }
+        Ok(())
     }
 
-    /// The accumulated gradients, in order, sharing memory with what accumulates them. A parameter that this
-    /// update's backward passes have not reached has zeros.
+    /// Ends a micro-batch (several ranks end as many): moves low-precision gradients into the buffers and frees `.grad`.
     ///
     /// # Errors
-    /// [`TrainerError::NoGradient`] where no backward pass ever reached a parameter.
-    pub fn collect(&mut self, step: u64) -> Result<Vec<Tensor>, TrainerError> {
-        let mut grads = Vec::with_capacity(self.params.len());
-        for (index, (name, param)) in self.params.iter().enumerate() {
-            let grad = match &self.buffers {
-                Some(buffers) => buffers[index].as_ref().map(Tensor::shallow_clone),
-                None => Some(param.grad()).filter(Tensor::defined),
-            };
-            grads.push(match grad {
-                Some(grad) => grad,
-                None if self.all_reached => {
-                    let kind = self.buffers.as_ref().map_or(param.kind(), |_| Kind::Float);
-                    param.detach().f_zeros_like()?.f_to_kind(kind)?
-                }
-                None => {
-                    let name = name.clone();
-                    return Err(TrainerError::NoGradient { step, name });
-                }
-            });
+    /// Where libtorch or another rank fails.
+    pub fn accumulate(&mut self) -> Result<(), TrainerError> {
+        for index in 0..self.params.len() {
+            self.take_up(index)?;
         }
-        self.all_reached = true;
-        Ok(grads)
+        if self.exchange.as_ref().is_some_and(Exchange::is_due) {
+            self.send_all()?;
+        }
+        match &mut self.exchange {
+            Some(exchange) => no_grad(|| exchange.end_pass()),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds a parameter's gradient to its buffer, where it has one.
+    fn take_up(&mut self, index: usize) -> Result<(), TrainerError> {
+        let param = &self.params[index].1;
+        let grad = param.grad();
+        if !grad.defined() {
+            return Ok(());
+        }
+        self.reached[index] = true;
+        if let Some(buffers) = &mut self.buffers {
+            no_grad(|| -> Result<(), TrainerError> {
+                match &mut buffers[index] {
+                    Some(buffer) => drop(buffer.f_add_(&grad)?),
+                    none => *none = Some(grad.f_to_kind(Kind::Float)?),
+                }
+                Ok(free_grad(param)?)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn send_all(&mut self) -> Result<(), TrainerError> {
+        let waiting: Vec<usize> = self.exchange.iter().flat_map(Exchange::not_sent).collect();
+        waiting.into_iter().try_for_each(|bucket| self.send(bucket))
+    }
+
+    /// Sends a bucket's gradients on their way, and frees them here.
+    fn send(&mut self, bucket: usize) -> Result<(), TrainerError> {
+        let Some(indices) = self.exchange.as_ref().map(|e| e.params(bucket)) else {
+            return Ok(());
+        };
+        let mut grads = BTreeMap::new();
+        for index in indices {
+            self.take_up(index)?;
+            grads.extend(self.present(index).map(|grad| (index, grad)));
+            free_grad(&self.params[index].1)?;
+            if let Some(buffers) = &mut self.buffers {
+                buffers[index] = None;
+            }
+        }
+        match &mut self.exchange {
+            Some(exchange) => no_grad(|| exchange.send(bucket, |index| grads.get(&index))),
+            None => Ok(()),
+        }
+    }
+
+    /// What was accumulated here of a parameter's gradient.
+    fn present(&self, index: usize) -> Option<Tensor> {
+        match &self.buffers {
+            Some(buffers) => buffers[index].as_ref().map(Tensor::shallow_clone),
+            None => Some(self.params[index].1.grad()).filter(Tensor::defined),
+        }
+    }
+
+    /// The accumulated gradients, in order, sharing memory with what accumulates them: those of all ranks, of which
+    /// this one has its slices where they are sharded. A parameter that this update's backward passes have not reached has
+    /// zeros.
+    ///
+    /// # Errors
+    /// [`TrainerError::NoGradient`] where no backward pass ever reached a parameter; where another rank fails.
+    pub fn collect(&mut self, step: u64) -> Result<Vec<Tensor>, TrainerError> {
+        for index in 0..self.params.len() {
+            self.take_up(index)?;
+        }
+        if let Some(index) = self.reached.iter().position(|reached| !reached) {
+            let name = self.params[index].0.clone();
+            return Err(TrainerError::NoGradient { step, name });
+        }
+        if self.exchange.is_some() {
+            return self.collect_sums();
+        }
+        let zeros = |param: &Tensor| -> Result<Tensor, TrainerError> {
+            let kind = self.buffers.as_ref().map_or(param.kind(), |_| Kind::Float);
+            Ok(param.detach().f_zeros_like()?.f_to_kind(kind)?)
+        };
+        self.params
+            .iter()
+            .enumerate()
+            .map(|(index, (_, param))| self.present(index).map_or_else(|| zeros(param), Ok))
+            .collect()
+    }
+
+    fn collect_sums(&mut self) -> Result<Vec<Tensor>, TrainerError> {
+        if self.exchange.as_ref().is_some_and(Exchange::has_kept) {
+            self.send_all()?;
+        }
+        let Some(exchange) = &mut self.exchange else {
+            return Ok(Vec::new());
+        };
+        no_grad(|| exchange.end_pass())?;
+        let is_whole = exchange.is_whole();
+        let sums = exchange.sums().into_iter().zip(&self.params);
+        let shaped = |(sum, (_, param)): (Tensor, &(String, Tensor))| {
+            if is_whole { sum.view_as(param) } else { sum }
+        };
+        Ok(sums.map(shaped).collect())
+    }
+
+    /// Makes every rank's parameters whole again, of which each has changed its slices.
+    ///
+    /// # Errors
+    /// Where another rank fails.
+    pub fn gather_params(&self) -> Result<(), TrainerError> {
+        let Some(exchange) = &self.exchange else {
+            return Ok(());
+        };
+        let params: Vec<Tensor> = self.params.iter().map(|(_, p)| p.shallow_clone()).collect();
+        no_grad(|| exchange.gather(&params))
     }
 
     /// Frees every gradient.
@@ -104,6 +217,9 @@ impl Gradients {
         }
         for buffer in self.buffers.iter_mut().flatten() {
             *buffer = None;
+        }
+        if let Some(exchange) = &mut self.exchange {
+            exchange.clear();
         }
         Ok(())
     }

@@ -2,12 +2,14 @@
 //!
 //! Shape suffixes: b rows, t columns, d width.
 
+use std::rc::Rc;
+
 use datasets::LmRow;
 use model::{Input, Model, RecordOptions};
 use runtime::seeds;
 use tch::no_grad;
 
-use crate::{StageContext, Stepper, Targets, TrainerError, lm_micro_step, token_loss};
+use crate::{Ranks, StageContext, Stepper, Targets, TrainerError, lm_micro_step, token_loss};
 
 /// How a set of rows is differentiated.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +70,7 @@ impl LmLoss {
 }
 
 /// Adds to the gradients those of `coef` times the mean token loss of *all* `rows`, micro-batch by
-/// micro-batch. Rows of like length go together.
+/// micro-batch; of several ranks each takes its share of them, and learns the loss of all. Rows of like length go together.
 ///
 /// # Errors
 /// Where libtorch fails.
@@ -80,22 +82,27 @@ pub fn lm_backward(
 ) -> Result<LmLoss, TrainerError> {
     let tokens = rows.iter().map(LmRow::num_targets).sum::<usize>() as f64;
     let scale = options.coef / tokens.max(1.0);
-    let mut loss = LmLoss { sum: 0.0, tokens };
-    for (index, micro) in by_length(rows).chunks(options.micro_batch).enumerate() {
+    let ranks = Rc::clone(&stepper.division().ranks);
+    let own = ranks.share(&by_length(rows));
+    stepper.expect(own.len().div_ceil(options.micro_batch));
+    let mut sum = 0.0;
+    for (index, micro) in own.chunks(options.micro_batch).enumerate() {
         let (input, targets) = to_input(micro, options.pad_id, model);
         let record = RecordOptions {
             checkpointing: options.checkpointing,
             dropout: options.dropout,
             dropout_key: seeds::key(options.dropout_key, "micro-batch", index as u64, 0),
         };
-        loss.sum += lm_micro_step(model, &input, &targets, scale, &record)?;
+        sum += lm_micro_step(model, &input, &targets, scale, &record, |block| {
+            stepper.block_done(block)
+        })?;
         stepper.accumulate()?;
     }
-    stepper.observe_loss(options.coef * loss.mean());
-    Ok(loss)
+    stepper.observe_loss(scale * sum);
+    of_all_ranks(&ranks, LmLoss { sum, tokens })
 }
 
-/// The loss of `rows` without gradients.
+/// The loss of `rows` without gradients, of which each rank takes its share.
 ///
 /// # Errors
 /// Where libtorch fails.
@@ -104,15 +111,26 @@ pub fn lm_evaluate(
     rows: &[LmRow],
     pad_id: u32,
     micro_batch: usize,
+    ranks: &Ranks,
 ) -> Result<LmLoss, TrainerError> {
-    let mut loss = LmLoss::default();
-    for micro in by_length(rows).chunks(micro_batch) {
+    let tokens = rows.iter().map(LmRow::num_targets).sum::<usize>() as f64;
+    let mut sum = 0.0;
+    for micro in ranks.share(&by_length(rows)).chunks(micro_batch) {
         let (input, targets) = to_input(micro, pad_id, model);
         let hidden_btd = no_grad(|| model.hidden(&input));
-        loss.sum += token_loss(model, &hidden_btd, &targets)?;
-        loss.tokens += micro.iter().map(|row| row.num_targets()).sum::<usize>() as f64;
+        sum += token_loss(model, &hidden_btd, &targets)?;
     }
-    Ok(loss)
+    of_all_ranks(ranks, LmLoss { sum, tokens })
+}
+
+/// A loss whose tokens were counted over all rows, and whose sum is of this rank's.
+fn of_all_ranks(ranks: &Ranks, loss: LmLoss) -> Result<LmLoss, TrainerError> {
+    let mut sum = [loss.sum];
+    ranks.sum(&mut sum)?;
+    Ok(LmLoss {
+        sum: sum[0],
+        ..loss
+    })
 }
 
 /// Shortest first, so that a micro-batch pads little.

@@ -1,13 +1,17 @@
 //! How a stage saves, continues and hands on, in terms of its context.
 
+use std::path::Path;
+
 use datasets::Tokenizer;
+use model::Model;
 use runtime::files::WholeFolder;
+use runtime::manifest::Manifest;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    RestorePart, SnapshotPart, StageContext, TrainerError, latest_valid_snapshot, restore_snapshot,
-    retain, save_snapshot,
+    Contents, RestorePart, SnapshotPart, StageContext, TrainerError, latest_valid_snapshot,
+    restore_snapshot, retain, save_snapshot,
 };
 
 /// How a stage ended without an error.
@@ -33,10 +37,45 @@ impl StageContext {
         state: &impl Serialize,
         best: Option<u64>,
     ) -> Result<(), TrainerError> {
-        let state = serde_json::json!(state);
+        let contents = Contents {
+            parts,
+            tokenizer,
+            state: serde_json::json!(state),
+        };
         let manifest = self.manifest("checkpoint", step);
-        save_snapshot(&self.stage, step, parts, tokenizer, &state, manifest)?;
-        retain(&self.stage, self.plan.execution.keep, best)
+        self.ranks.at(&format!("the snapshot of step {step}"));
+        save_snapshot(&self.ranks, &self.stage, step, &contents, manifest)?;
+        if self.ranks.is_first() {
+            retain(&self.stage, self.plan.execution.keep, best)?;
+        }
+        self.ranks.barrier()
+    }
+
+    /// Writes a checkpoint, on the first rank; the others wait.
+    ///
+    /// # Errors
+    /// As [`crate::finish()`].
+    pub fn finish(
+        &self,
+        dir: &Path,
+        model: &Model,
+        further: &[(&str, &Model)],
+        tokenizer: &Tokenizer,
+        manifest: Manifest,
+    ) -> Result<(), TrainerError> {
+        self.ranks.at("the end");
+        if self.ranks.is_first() {
+            crate::finish(dir, model, further, tokenizer, manifest)?;
+        }
+        self.ranks.barrier()
+    }
+
+    /// Whether somebody wants the run to save and end: any rank may be told.
+    ///
+    /// # Errors
+    /// Where another rank fails.
+    pub fn asked_to_stop(&self) -> Result<bool, TrainerError> {
+        self.ranks.any(runtime::interrupt::requested())
     }
 
     /// Continues from the latest snapshot: `None` where there is none yet.

@@ -11,7 +11,8 @@ use crate::memory::{peak_bytes, resident_bytes};
 /// Logs the steps of one stage.
 #[derive(Debug)]
 pub struct Progress {
-    writer: MetricsWriter,
+    /// The first rank's.
+    writer: Option<MetricsWriter>,
     stage: String,
     steps: u64,
     device: Device,
@@ -25,7 +26,8 @@ impl Progress {
     /// # Errors
     /// Where the file cannot be opened.
     pub fn open(ctx: &StageContext, (step, steps): (u64, u64)) -> Result<Self, TrainerError> {
-        let writer = MetricsWriter::append(&ctx.stage.metrics_path())?;
+        let path = ctx.stage.metrics_path();
+        let writer = ctx.ranks.is_first().then(|| MetricsWriter::append(&path));
         let stage = ctx.plan.name.clone();
         emit(&Event::Started {
             stage: stage.clone(),
@@ -33,7 +35,7 @@ impl Progress {
             steps,
         });
         Ok(Self {
-            writer,
+            writer: writer.transpose()?,
             stage,
             steps,
             device: ctx.device,
@@ -65,6 +67,9 @@ impl Progress {
     /// # Errors
     /// Where the line cannot be written.
     pub fn record(&mut self, step: u64, metrics: &Metrics) -> Result<(), TrainerError> {
-        Ok(self.writer.write(step, metrics)?)
+        match &mut self.writer {
+            Some(writer) => Ok(writer.write(step, metrics)?),
+            None => Ok(()),
+        }
     }
 }

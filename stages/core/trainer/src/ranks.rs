@@ -3,8 +3,9 @@
 //! All of them read the same data in the same order and make the same decisions; what they do not share is the work.
 //! Sums and decisions that depend on a share go through here, so that the rest of a stage reads as if it were alone.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use runtime::ranks::Place;
@@ -14,6 +15,8 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Group, Member, Pending, Reduction, Store, TorchError};
 
 use crate::error::TrainerError;
+use crate::identity;
+use crate::rank_error::RankError;
 
 /// How long ranks wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +25,13 @@ pub struct Patience {
     pub join: Duration,
     /// For all to come to the same operation.
     pub operation: Duration,
+}
+
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// Whether communication with other ranks has failed in this process: what follows from it is not its own fault.
+pub fn lost_others() -> bool {
+    LOST.load(Ordering::SeqCst)
 }
 
 /// The ranks of a job, of which this process is one; alone it is the one of one.
@@ -39,8 +49,6 @@ struct Link {
     device: Device,
     /// What this rank does now, for errors.
     doing: RefCell<String>,
-    /// Folders that were agreed on so far.
-    named: Cell<usize>,
 }
 
 impl Ranks {
@@ -64,18 +72,19 @@ impl Ranks {
         patience: Patience,
     ) -> Result<Self, TrainerError> {
         let (rank, size) = (place.rank, place.size);
-        let unreachable = |source| TrainerError::Join {
-            rank,
-            size,
-            host: place.host.clone(),
-            port: place.port,
-            seconds: patience.join.as_secs(),
-            source,
+        let unreachable = |source| {
+            lost(RankError::Join {
+                rank,
+                size,
+                host: place.host.clone(),
+                port: place.port,
+                seconds: patience.join.as_secs(),
+                source,
+            })
         };
-        let store = Store::open(&place.host, place.port, rank == 0, patience.join)
-            .map_err(unreachable)?;
-        store.set(&identity_key(rank), identity).map_err(unreachable)?;
-        check_identity(&store, place, identity, patience.join)?;
+        let store =
+            Store::open(&place.host, place.port, rank == 0, patience.join).map_err(unreachable)?;
+        identity::check(&store, place, identity, patience.join)?;
         let member = Member {
             rank,
             size,
@@ -88,7 +97,6 @@ impl Ranks {
             group,
             device,
             doing: RefCell::new("the start".to_owned()),
-            named: Cell::new(0),
         };
         let ranks = Self {
             rank,
@@ -97,7 +105,13 @@ impl Ranks {
         };
         ranks.at("the start");
         ranks.barrier()?;
-        tracing::info!(rank, size, host = place.host, port = place.port, "all ranks are here");
+        tracing::info!(
+            rank,
+            size,
+            host = place.host,
+            port = place.port,
+            "all ranks are here"
+        );
         Ok(ranks)
     }
 
@@ -127,13 +141,10 @@ impl Ranks {
 
     /// This rank's share of items that are in an order of growing cost: as many as any other's (or one more), and about
     /// as costly.
-    pub fn share<'a, T>(&self, items: &'a [T]) -> Vec<&'a T> {
-        items
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| self.owner(*index) == self.rank)
-            .map(|(_, item)| item)
-            .collect()
+    pub fn share<T: Clone>(&self, items: &[T]) -> Vec<T> {
+        let is_own = |(index, _): &(usize, &T)| self.owner(*index) == self.rank;
+        let own = items.iter().enumerate().filter(is_own);
+        own.map(|(_, item)| item.clone()).collect()
     }
 
     /// To whom the item at this place belongs: dealt out forth and back.
@@ -206,13 +217,21 @@ impl Ranks {
         self.reduce(numbers, Reduction::Sum)
     }
 
+    /// The largest numbers of all ranks.
+    ///
+    /// # Errors
+    /// As [`Self::gather`].
+    pub fn max(&self, numbers: &mut [f64]) -> Result<(), TrainerError> {
+        self.reduce(numbers, Reduction::Max)
+    }
+
     /// Whether it holds on any rank.
     ///
     /// # Errors
     /// As [`Self::gather`].
     pub fn any(&self, holds: bool) -> Result<bool, TrainerError> {
         let mut numbers = [f64::from(holds)];
-        self.reduce(&mut numbers, Reduction::Max)?;
+        self.max(&mut numbers)?;
         Ok(numbers[0] > 0.0)
     }
 
@@ -277,75 +296,43 @@ impl Ranks {
     }
 
     /// An error of communication, with what is known of the others.
-    fn explain(&self, error: &TorchError) -> TrainerError {
+    pub(crate) fn explain(&self, error: &TorchError) -> TrainerError {
         self.failed(&error.to_string())
     }
 
     fn failed(&self, message: &str) -> TrainerError {
-        let Some(link) = &self.link else {
-            return TrainerError::Rank {
-                rank: self.rank,
-                size: self.size,
-                doing: String::new(),
-                message: message.to_owned(),
-                others: String::new(),
-            };
-        };
-        let mut others = String::new();
+        let link = self.link.as_ref();
+        lost(RankError::Communication {
+            rank: self.rank,
+            size: self.size,
+            doing: link.map_or_else(String::new, |link| link.doing.borrow().clone()),
+            message: message.to_owned(),
+            others: link.map_or_else(String::new, |link| self.seen(link)),
+        })
+    }
+
+    /// What the others said last that they were doing, a line each.
+    fn seen(&self, link: &Link) -> String {
+        let mut lines = String::new();
         for other in (0..self.size).filter(|other| *other != self.rank) {
             let seen = match link.store.get(&doing_key(other), Duration::ZERO) {
                 Ok(Some(place)) => format!("was last at {place}"),
                 Ok(None) => "never came".to_owned(),
                 Err(_) => {
-                    others.push_str("\n    rank 0 is gone, and with it what it knew of the others");
+                    lines.push_str("\n    rank 0 is gone, and with it what it knew of the others");
                     break;
                 }
             };
-            let _ = write!(others, "\n    rank {other} {seen}");
+            let _ = write!(lines, "\n    rank {other} {seen}");
         }
-        TrainerError::Rank {
-            rank: self.rank,
-            size: self.size,
-            doing: link.doing.borrow().clone(),
-            message: message.to_owned(),
-            others,
-        }
+        lines
     }
 }
 
-/// All ranks wait for rank 0's identity, and rank 0 for everybody's.
-fn check_identity(
-    store: &Store,
-    place: &Place,
-    identity: &str,
-    patience: Duration,
-) -> Result<(), TrainerError> {
-    let (rank, size) = (place.rank, place.size);
-    let others = if rank == 0 { 1..size } else { 0..1 };
-    for other in others {
-        let found = store
-            .get(&identity_key(other), patience)
-            .map_err(|source| TrainerError::Absent {
-                rank,
-                other,
-                seconds: patience.as_secs(),
-                source,
-            })?
-            .unwrap_or_default();
-        if found != identity {
-            return Err(TrainerError::Identity {
-                rank,
-                identity: identity.to_owned(),
-                other,
-                found,
-            });
-        }
-    }
-    Ok(())
-}
-
-fn identity_key(rank: usize) -> String {
-    format!("identity/{rank}")
+/// An error that another process is the cause of.
+pub(crate) fn lost(error: RankError) -> TrainerError {
+    LOST.store(true, Ordering::SeqCst);
+    Box::new(error).into()
 }
 
 fn doing_key(rank: usize) -> String {

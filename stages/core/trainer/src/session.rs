@@ -82,8 +82,10 @@ impl<'a> Session<'a> {
         num_examples: usize,
     ) -> Result<Self, TrainerError> {
         let steps = num_steps(plan.duration, num_examples, plan.batch);
-        let mut stepper =
-            Stepper::new(&model, &plan.optimizer, steps).with_nonfinite_skip(plan.nonfinite_skip);
+        model.set_trainable(true);
+        let params = model.trainable();
+        let mut stepper = Stepper::divided(&params, &plan.optimizer, steps, ctx.division())
+            .with_nonfinite_skip(plan.nonfinite_skip);
         let mut parts = [RestorePart {
             name: "model",
             stepper: &mut stepper,
@@ -114,6 +116,7 @@ impl<'a> Session<'a> {
 
     /// The present step's batch; how long the step waits for it is its metric `time/data`.
     pub fn fetch<T>(&mut self, batch: impl FnOnce(u64) -> T) -> T {
+        self.ctx.ranks.at(&format!("step {}", self.step + 1));
         let started = Instant::now();
         let batch = batch(self.step);
         self.data_seconds = started.elapsed().as_secs_f64();
@@ -192,7 +195,7 @@ impl<'a> Session<'a> {
         let flops = tokens as f64 * self.model.training_flops_per_token(context);
         metrics.insert("mfu", self.ctx.peak.utilisation(flops, seconds));
         self.log.step(self.step, metrics)?;
-        self.interrupted = runtime::interrupt::requested() && self.step < self.steps;
+        self.interrupted = self.ctx.asked_to_stop()? && self.step < self.steps;
         let due = self.step.is_multiple_of(self.ctx.plan.execution.save_every);
         let is_best = self.best.is_some_and(|best| best.step == self.step);
         if due || is_best || self.interrupted {
@@ -258,13 +261,9 @@ impl<'a> Session<'a> {
                 .notes
                 .insert("loss/heldout".to_owned(), best.loss.into());
         }
-        crate::finish(
-            &self.ctx.stage.final_dir(),
-            &self.model,
-            &[],
-            &self.tokenizer,
-            manifest,
-        )?;
+        let dir = self.ctx.stage.final_dir();
+        self.ctx
+            .finish(&dir, &self.model, &[], &self.tokenizer, manifest)?;
         Ok(Outcome::Finished)
     }
 }

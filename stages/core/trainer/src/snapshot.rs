@@ -5,7 +5,8 @@
 //!   config.json model.safetensors tokenizer.json ...   the first model, a Hugging Face folder; with adapters
 //!                                                      these alone, a folder of peft
 //!   value/config.json ...                              further models by name
-//!   training/policy.safetensors value.safetensors      masters, moments, averages: whole logical tensors
+//!   training/policy.safetensors value.safetensors      masters, moments, averages: whole logical tensors; where ranks
+//!                                                      keep slices a file of each, and policy.slices.json
 //!   training/state.json                                counters, and what the stage needs
 //!   manifest.json                                      hashes of all of it
 //! ```
@@ -15,18 +16,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use datasets::Tokenizer;
-use model::{Model, weights};
+use model::Model;
 use runtime::files::{FileError, WholeFolder, ensure_space, read_json, write_json};
 use runtime::manifest::Manifest;
 use runtime::run_folder::StageFolder;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::buckets::slice_of;
 use crate::ema::Ema;
 use crate::error::TrainerError;
 use crate::folder::{trained_bytes, write_trained};
+use crate::ranks::Ranks;
 use crate::stepper::Stepper;
-use crate::tensor_file::{data_bytes, read_tensors_into};
+use crate::tensor_file::{Piece, data_bytes, read_into, write_slices, write_whole};
 
 /// Version of `training/`.
 const FORMAT_VERSION: u32 = 1;
@@ -42,6 +45,17 @@ pub struct SnapshotPart<'a> {
     pub stepper: &'a Stepper,
     /// Its moving average, if it has one.
     pub ema: Option<&'a Ema>,
+}
+
+/// What a snapshot holds.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// What is trained, the policy first.
+    pub parts: &'a [SnapshotPart<'a>],
+    /// The tokenizer beside each model.
+    pub tokenizer: &'a Tokenizer,
+    /// Whatever else the stage needs to continue.
+    pub state: serde_json::Value,
 }
 
 /// One trained model to be restored. The stepper shares what is trained of it.
@@ -67,8 +81,10 @@ struct State {
 
 /// Writes `step-NNNNNN/` whole, or nothing; an older snapshot of the same step is replaced.
 ///
-/// `step` counts updates (PPO: iterations) that are done. `state` is whatever else the stage needs to
-/// continue: counters, data cursor, KL controller, best metric. The returned path is the folder's.
+/// All ranks call this: each writes its slices, the first all else.
+///
+/// `step` counts updates (PPO: iterations) that are done. The stage's state is whatever else it
+/// needs to continue: counters, data cursor, KL controller, best metric. The returned path is the folder's.
 ///
 /// # Errors
 /// A full disk (known before the first byte is written) or a failed write; earlier snapshots stay.
@@ -76,46 +92,73 @@ struct State {
 /// # Panics
 /// Where `parts` is empty.
 pub fn save_snapshot(
+    ranks: &Ranks,
     stage: &StageFolder,
     step: u64,
-    parts: &[SnapshotPart],
-    tokenizer: &Tokenizer,
-    state: &serde_json::Value,
+    contents: &Contents,
     manifest: Manifest,
 ) -> Result<PathBuf, TrainerError> {
-    assert!(!parts.is_empty(), "a snapshot of at least one model");
+    assert!(
+        !contents.parts.is_empty(),
+        "a snapshot of at least one model"
+    );
     let dir = stage.snapshot_dir(step);
-    ensure_space(stage.root(), snapshot_bytes(parts, tokenizer))?;
-    let folder = WholeFolder::create(&dir)?;
-    let training = folder.path().join("training");
-    fs::create_dir(&training).map_err(FileError::io("create", &training))?;
-    for (index, part) in parts.iter().enumerate() {
-        let below = if index == 0 { "" } else { part.name };
-        write_trained(&folder.path().join(below), part.model, tokenizer)?;
-        weights::write(&state_path(&training, part.name), &part.tensors())?;
-    }
-    let skipped = parts
-        .iter()
-        .map(|part| (part.name.to_owned(), part.stepper.skipped()))
-        .collect();
-    let state = State {
-        format_version: FORMAT_VERSION,
-        step,
-        skipped,
-        stage: state.clone(),
+    let folder = if ranks.is_first() {
+        ensure_space(stage.root(), snapshot_bytes(contents))?;
+        let folder = WholeFolder::create(&dir)?;
+        let training = folder.path().join("training");
+        fs::create_dir(&training).map_err(FileError::io("create", &training))?;
+        Some(folder)
+    } else {
+        None
     };
-    write_json(&training.join("state.json"), &state)?;
-    manifest.seal(folder.path())?;
-    folder.commit()?;
+    let path = folder
+        .as_ref()
+        .map(|folder| folder.path().to_string_lossy().into_owned());
+    let path = PathBuf::from(ranks.word_of_first(path)?);
+    for (index, part) in contents.parts.iter().enumerate() {
+        let division = part.stepper.division();
+        let training = path.join("training");
+        if ranks.is_first() {
+            let below = if index == 0 { "" } else { part.name };
+            write_trained(&path.join(below), part.model, contents.tokenizer)?;
+        }
+        if division.slices() > 1 {
+            let place = (division.slice(), division.slices());
+            write_slices(&training, part.name, &part.pieces(), place)?;
+        } else if ranks.is_first() {
+            write_whole(&training, part.name, &part.pieces())?;
+        }
+    }
+    ranks.barrier()?;
+    if let Some(folder) = folder {
+        write_state(folder.path(), step, contents)?;
+        manifest.seal(folder.path())?;
+        folder.commit()?;
+    }
+    ranks.barrier()?;
     Ok(dir)
 }
 
-/// Bytes that a snapshot of `parts` takes at most.
-pub fn snapshot_bytes(parts: &[SnapshotPart], tokenizer: &Tokenizer) -> u64 {
-    let part_bytes = |part: &SnapshotPart| {
-        trained_bytes(part.model, tokenizer) + data_bytes(part.tensors().values())
+fn write_state(folder: &Path, step: u64, contents: &Contents) -> Result<(), TrainerError> {
+    let skipped = |part: &SnapshotPart| (part.name.to_owned(), part.stepper.skipped());
+    let state = State {
+        format_version: FORMAT_VERSION,
+        step,
+        skipped: contents.parts.iter().map(skipped).collect(),
+        stage: contents.state.clone(),
     };
-    parts.iter().map(part_bytes).sum()
+    Ok(write_json(&folder.join("training/state.json"), &state)?)
+}
+
+/// Bytes that a snapshot of `parts` takes at most.
+pub fn snapshot_bytes(contents: &Contents) -> u64 {
+    let part_bytes = |part: &SnapshotPart| {
+        let own: Vec<Tensor> = part.pieces().into_values().map(|p| p.tensor).collect();
+        let slices = part.stepper.division().slices() as u64;
+        trained_bytes(part.model, contents.tokenizer) + slices * data_bytes(&own)
+    };
+    contents.parts.iter().map(part_bytes).sum()
 }
 
 /// Restores optimizers, weights and averages to the bit, and returns what the stage gave as its state.
@@ -155,27 +198,44 @@ pub fn restore_snapshot(
     }
     for part in parts {
         let ema = part.ema.as_deref();
-        read_tensors_into(
-            &state_path(&training, part.name),
-            &tensors(part.stepper, ema),
-        )?;
+        read_into(&training, part.name, &pieces(part.stepper, ema))?;
         part.stepper.restored(state.skipped[part.name])?;
     }
     Ok(state.stage)
 }
 
-fn state_path(training: &Path, name: &str) -> PathBuf {
-    training.join(format!("{name}.safetensors"))
-}
-
 impl SnapshotPart<'_> {
-    fn tensors(&self) -> BTreeMap<String, Tensor> {
-        tensors(self.stepper, self.ema)
+    fn pieces(&self) -> BTreeMap<String, Piece> {
+        pieces(self.stepper, self.ema)
     }
 }
 
-fn tensors(stepper: &Stepper, ema: Option<&Ema>) -> BTreeMap<String, Tensor> {
+/// The optimizer's state and the averages, by key.
+fn pieces(stepper: &Stepper, ema: Option<&Ema>) -> BTreeMap<String, Piece> {
+    let division = stepper.division();
+    let shapes: BTreeMap<&str, &[i64]> = stepper.optimizer().shapes().collect();
     let mut tensors = stepper.optimizer().state();
     tensors.extend(ema.map(Ema::state).into_iter().flatten());
-    tensors
+    let piece = |(key, tensor): (String, Tensor)| {
+        let param = key.rsplit_once('.').map_or("", |(param, _)| param);
+        let whole = shapes.get(param).filter(|_| !tensor.size().is_empty());
+        let piece = match whole {
+            Some(shape) if division.slices() > 1 => {
+                let numel = shape.iter().product::<i64>() as usize;
+                let range = slice_of(numel, division.slice(), division.slices());
+                Piece {
+                    tensor,
+                    shape: shape.to_vec(),
+                    start: Some(range.start),
+                }
+            }
+            _ => Piece {
+                shape: tensor.size(),
+                tensor,
+                start: None,
+            },
+        };
+        (key, piece)
+    };
+    tensors.into_iter().map(piece).collect()
 }

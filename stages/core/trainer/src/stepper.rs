@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use model::Model;
-use recipe::plan::OptimizerPlan;
+use recipe::plan::{OptimizerPlan, Sharding};
 use tch::Tensor;
 
 use crate::adamw::AdamW;
 use crate::error::TrainerError;
+use crate::exchange::Division;
 use crate::gradients::{Gradients, clip, global_norm};
 use crate::schedule::learning_rate;
 
@@ -21,6 +22,7 @@ pub struct Stepper {
     steps: u64,
     optimizer: AdamW,
     gradients: Gradients,
+    division: Division,
     loss: f64,
     allowed_skips: u64,
     skipped: u64,
@@ -45,14 +47,20 @@ impl Stepper {
     /// counts.
     pub fn new(model: &Model, plan: &OptimizerPlan, steps: u64) -> Self {
         model.set_trainable(true);
-        Self::for_params(&model.trainable(), plan, steps)
+        Self::divided(&model.trainable(), plan, steps, Division::none())
     }
 
-    /// The same for named tensors that require gradients.
-    pub fn for_params(params: &BTreeMap<String, Tensor>, plan: &OptimizerPlan, steps: u64) -> Self {
+    /// The same for named tensors that require gradients, as one of the ranks of `division`.
+    pub fn divided(
+        params: &BTreeMap<String, Tensor>,
+        plan: &OptimizerPlan,
+        steps: u64,
+        division: Division,
+    ) -> Self {
         Self {
-            optimizer: AdamW::new(params, plan),
-            gradients: Gradients::new(params),
+            optimizer: AdamW::divided(params, plan, &division),
+            gradients: Gradients::new(params, &division),
+            division,
             plan: plan.clone(),
             steps,
             loss: 0.0,
@@ -74,11 +82,25 @@ impl Stepper {
         self.loss += loss;
     }
 
-    /// Ends a micro-batch: moves bf16 gradients into f32 buffers. Nothing to do in f32 and f64, where
-    /// autograd accumulates.
+    /// Says that the update comes after so many micro-batches. (Without it the gradients of all ranks are summed by the
+    /// update, none of them earlier.)
+    pub fn expect(&mut self, micro_batches: usize) {
+        self.gradients.expect(micro_batches);
+    }
+
+    /// A block's backward pass has ended ([`model::Tape::backward_by_block`]).
     ///
     /// # Errors
-    /// Where libtorch fails.
+    /// Where libtorch or another rank fails.
+    pub fn block_done(&mut self, block: usize) -> Result<(), TrainerError> {
+        self.gradients.block_done(block)
+    }
+
+    /// Ends a micro-batch: moves bf16 gradients into f32 buffers (in f32 and f64 autograd accumulates), and adds up what
+    /// travels between ranks, of which every one ends as many.
+    ///
+    /// # Errors
+    /// Where libtorch or another rank fails.
     pub fn accumulate(&mut self) -> Result<(), TrainerError> {
         self.gradients.accumulate()
     }
@@ -89,11 +111,9 @@ impl Stepper {
     /// [`TrainerError::NonFinite`] before anything has changed, where the observed loss or the gradient
     /// norm is not finite and no skip is left; [`TrainerError::NoGradient`].
     pub fn update(&mut self, step: u64) -> Result<Update, TrainerError> {
-        self.gradients.accumulate()?;
         let mut grads = self.gradients.collect(step)?;
         let lr = learning_rate(&self.plan, step, self.steps);
-        let grad_norm = global_norm(&grads)?;
-        let loss = std::mem::take(&mut self.loss);
+        let (loss, grad_norm) = self.of_all_ranks(global_norm(&grads)?)?;
         let was_skipped = !(loss.is_finite() && grad_norm.is_finite());
         if was_skipped {
             let tensor = self.gradients.first_non_finite(&grads);
@@ -101,6 +121,7 @@ impl Stepper {
         } else {
             clip(&mut grads, grad_norm, self.plan.clip);
             self.optimizer.step(&grads, lr)?;
+            self.gradients.gather_params()?;
         }
         drop(grads);
         self.gradients.clear()?;
@@ -110,6 +131,22 @@ impl Stepper {
             skipped: self.skipped,
             was_skipped,
         })
+    }
+
+    /// The observed loss and the norm of all gradients, from this rank's.
+    fn of_all_ranks(&mut self, norm: f64) -> Result<(f64, f64), TrainerError> {
+        let loss = std::mem::take(&mut self.loss);
+        if self.division.ranks.size() == 1 {
+            return Ok((loss, norm));
+        }
+        let mut sums = [loss, norm * norm];
+        self.division.ranks.sum(&mut sums)?;
+        // What is whole on every rank has its norm there.
+        let norm = match self.division.sharding {
+            Sharding::None => norm,
+            _ => sums[1].sqrt(),
+        };
+        Ok((sums[0], norm))
     }
 
     fn skip(
@@ -141,6 +178,24 @@ impl Stepper {
         self.skipped
     }
 
+    /// How the training is divided.
+    pub fn division(&self) -> &Division {
+        &self.division
+    }
+
+    /// Puts other weights in the place of those that were trained, rounded to their format, on all ranks, when the
+    /// training has ended. `weights` are this rank's slices, by name.
+    ///
+    /// # Errors
+    /// Where libtorch or another rank fails.
+    ///
+    /// # Panics
+    /// Where one is missing.
+    pub fn show(&mut self, weights: &BTreeMap<String, Tensor>) -> Result<(), TrainerError> {
+        self.optimizer.show(weights);
+        self.gradients.gather_params()
+    }
+
     /// The optimizer.
     pub fn optimizer(&self) -> &AdamW {
         &self.optimizer
@@ -149,6 +204,7 @@ impl Stepper {
     /// Ends a restore: the optimizer's state was overwritten in place.
     pub(crate) fn restored(&mut self, skipped: u64) -> Result<(), TrainerError> {
         self.optimizer.refresh_params();
+        self.gradients.gather_params()?;
         self.gradients.clear()?;
         self.loss = 0.0;
         self.skipped = skipped;

@@ -99,7 +99,8 @@ pub fn token_loss(
 }
 
 /// Forward and backward pass of one micro-batch: adds the gradients of `scale * sum(-ln p)` over the
-/// targets to the parameters' `.grad`, and returns the unscaled sum in nats. A batch without targets adds nothing.
+/// targets to the parameters' `.grad`, and returns the unscaled sum in nats. `done` is told of each
+/// block whose gradients are made ([`model::Tape::backward_by_block`]). A batch without targets adds zeros.
 ///
 /// `scale` is one over the target tokens of the *whole update* (times a loss coefficient, if any), so
 /// that eight micro-batches of one row give the gradients of one of eight rows. Each chunk of logits is
@@ -113,22 +114,22 @@ pub fn lm_micro_step(
     targets: &Targets,
     scale: f64,
     options: &RecordOptions,
+    done: impl FnMut(usize) -> Result<(), TrainerError>,
 ) -> Result<f64, TrainerError> {
-    micro_step(model, input, targets, scale, options, chunk_length(model))
+    let (hidden_btd, tape) = model.record(input, options);
+    let sum = head_step(model, &hidden_btd, targets, scale, chunk_length(model))?;
+    tape.backward_by_block(model, done)?;
+    Ok(sum)
 }
 
-pub(crate) fn micro_step(
+/// Adds the gradients of the head and of the hidden states, which are a leaf.
+pub(crate) fn head_step(
     model: &Model,
-    input: &Input,
+    hidden_btd: &Tensor,
     targets: &Targets,
     scale: f64,
-    options: &RecordOptions,
     chunk_length: i64,
 ) -> Result<f64, TrainerError> {
-    if targets.is_empty() {
-        return Ok(0.0);
-    }
-    let (hidden_btd, tape) = model.record(input, options);
     let hidden_nd = flat(&hidden_btd.detach());
     let mut grad_nd = hidden_nd.zeros_like();
     let mut sum = 0.0;
@@ -143,8 +144,7 @@ pub(crate) fn micro_step(
         with_grad(|| loss * scale).f_backward()?;
         let _ = grad_nd.f_index_copy_(0, &places_c, &hidden_cd.grad())?;
     }
-    torch_ext::backward(&[&hidden_btd], &[&grad_nd.view_as(&hidden_btd)])?;
-    tape.backward(model)?;
+    torch_ext::backward(&[hidden_btd], &[&grad_nd.view_as(hidden_btd)])?;
     Ok(sum)
 }
 

@@ -19,7 +19,7 @@ fn keys() {
         (
             "[stages.sft]\nkind = \"sft\"\nmodel",
             "[stages.sft]\nkind = \"sft\"\nmodle",
-            "pipeline.toml:36:1: stages.sft.modle: unknown key\n  hint: did you mean `model`? known keys here: kind, model, data, context, overlong, pretrain_data, pretrain_share, quantize, lora, rope, batch, steps, epochs, dropout, eval_every, eval_examples, nonfinite, optimizer, dtype, micro_batch, checkpointing, save_every, keep",
+            "pipeline.toml:36:1: stages.sft.modle: unknown key\n  hint: did you mean `model`? known keys here: kind, model, data, context, overlong, pretrain_data, pretrain_share, quantize, lora, rope, batch, steps, epochs, dropout, eval_every, eval_examples, nonfinite, optimizer, dtype, micro_batch, checkpointing, sharding, save_every, keep",
         ),
         (
             "optimizer = { lr = 1e-4 }",

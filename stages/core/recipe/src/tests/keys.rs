@@ -15,6 +15,7 @@ type Row = (
 const VALUES: &[Row] = &[
     ("batch", "64", &[]),
     ("checkpointing", "true", &[]),
+    ("sharding", "\"gradients\"", &[]),
     ("clip", "0.3", &[]),
     ("context", "56", &[]),
     ("conversations", "77", &[]),

@@ -183,6 +183,7 @@ fn memory_counts_states_and_activations() {
         micro_batch: 1,
         sample_batch: 1,
         checkpointing: false,
+        sharding: crate::plan::Sharding::None,
         save_every: 1,
         keep: 1,
     };

@@ -158,7 +158,10 @@ void attention(On on, const device::Attention& it) {
     const dim3 grid(it.tokens, it.key_heads, it.splits);
     const auto launch = [&](auto kernel, int64_t x) {
       RLHF_LAUNCH(device::append<T>, it.tokens, threads_for(it.key_heads * it.width, 256), stream, it, x);
-      RLHF_LAUNCH(kernel, grid, device::kWarps * kWarp, stream, it);
+      // No splits: the keys and values are all that is wanted.
+      if (it.splits > 0) {
+        RLHF_LAUNCH(kernel, grid, device::kWarps * kWarp, stream, it);
+      }
     };
     if (aligned<T>(it.width, {it.keys, it.values})) {
       launch(device::attend<T, kPack<T>>, kPack<T>);

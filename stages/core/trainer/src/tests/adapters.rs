@@ -14,8 +14,8 @@ use tch::{Device, Kind, Tensor};
 use super::stage::{context, train};
 use super::{Outcome, batch, bytes, input, options, plan, targets, tiny_model, tiny_tokenizer};
 use crate::{
-    Ema, RestorePart, SnapshotPart, StageContext, Stepper, finish, lm_micro_step, restore_snapshot,
-    save_snapshot,
+    Contents, Ema, Ranks, RestorePart, SnapshotPart, StageContext, Stepper, finish, lm_micro_step,
+    restore_snapshot, save_snapshot,
 };
 
 fn lora() -> LoraPlan {
@@ -163,7 +163,9 @@ impl Run {
                 let (ids_bt, mask_bt) = batch(4, 8, step as i64);
                 let targets = targets(&ids_bt, &mask_bt);
                 let scale = 1.0 / targets.len() as f64;
-                lm_micro_step(model, &input(&ids_bt), &targets, scale, &options())?;
+                lm_micro_step(model, &input(&ids_bt), &targets, scale, &options(), |_| {
+                    Ok(())
+                })?;
                 stepper.accumulate()?;
                 stepper.update(step)?;
             }
@@ -182,7 +184,12 @@ impl Run {
         let parts = [part(0, "policy", Some(&self.ema)), part(1, "value", None)];
         let manifest = Manifest::new("checkpoint", "ppo", step);
         let tokenizer = tiny_tokenizer()?;
-        save_snapshot(stage, step, &parts, &tokenizer, &json!(null), manifest)?;
+        let contents = Contents {
+            parts: &parts,
+            tokenizer: &tokenizer,
+            state: json!(null),
+        };
+        save_snapshot(&Ranks::alone(), stage, step, &contents, manifest)?;
         Ok(())
     }
 
@@ -248,8 +255,8 @@ fn on_one_backbone(backbone: &Model, dense: &Model) -> Outcome {
     assert!(!backbone.params().values().any(Tensor::requires_grad));
 
     // The average of the adapters is what is handed on, on the weights as they were.
-    let [policy, _] = &mut whole.models;
-    whole.ema.apply(policy);
+    whole.ema.apply(&mut whole.steppers[0])?;
+    let [policy, _] = &whole.models;
     let manifest = Manifest::new("checkpoint", "ppo", 4);
     finish(
         &stage.final_dir(),

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod optimizer;
+mod ranks;
 mod schedule;
 mod snapshots;
 mod stage;

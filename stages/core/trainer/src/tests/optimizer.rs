@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{Outcome, bytes, norm, plan};
 use crate::gradients::{clip, global_norm};
-use crate::{AdamW, Ema, Stepper, TrainerError, learning_rate};
+use crate::{AdamW, Division, Ema, Stepper, TrainerError, learning_rate};
 
 const SIZES: [(&str, &[i64]); 3] = [
     ("a.bias", &[4]),
@@ -157,7 +157,7 @@ fn an_update_clips_at_the_schedules_rate_and_clears_the_gradients() -> Outcome {
         clip: 0.5,
         ..plan()
     };
-    let mut stepper = Stepper::for_params(&params, &plan, 10);
+    let mut stepper = Stepper::divided(&params, &plan, 10, Division::none());
     add_grads(&params, 0, 1.0);
     let update = stepper.update(3)?;
     let mut grads: Vec<_> = (0..SIZES.len()).map(|i| grad(i, 0, Kind::Double)).collect();
@@ -180,7 +180,7 @@ fn what_a_later_pass_does_not_reach_has_a_gradient_of_zero() -> Outcome {
     for kind in [Kind::Float, Kind::BFloat16] {
         let [freed, zeroed] = [false, true].map(|zeroed| -> Result<_, TrainerError> {
             let params = params(kind);
-            let mut stepper = Stepper::for_params(&params, &plan(), 10);
+            let mut stepper = Stepper::divided(&params, &plan(), 10, Division::none());
             add_grads(&params, 0, 1.0);
             stepper.update(0)?;
             let reached = &params["b.weight"];
@@ -203,7 +203,7 @@ fn what_a_later_pass_does_not_reach_has_a_gradient_of_zero() -> Outcome {
 #[test]
 fn bf16_gradients_add_up_in_f32() -> Outcome {
     let params = params(Kind::BFloat16);
-    let mut stepper = Stepper::for_params(&params, &plan(), 10);
+    let mut stepper = Stepper::divided(&params, &plan(), 10, Division::none());
     let ones = |factor: f64| {
         for param in params.values() {
             (param * factor).sum(Kind::BFloat16).backward();
@@ -229,7 +229,7 @@ fn bf16_gradients_add_up_in_f32() -> Outcome {
 fn a_non_finite_gradient_stops_the_update_and_is_named() -> Outcome {
     for kind in [Kind::Float, Kind::BFloat16] {
         let params = params(kind);
-        let mut stepper = Stepper::for_params(&params, &plan(), 10);
+        let mut stepper = Stepper::divided(&params, &plan(), 10, Division::none());
         let before: Vec<_> = params.values().map(bytes).collect();
         add_grads(&params, 0, 1.0);
         let infinite = Tensor::from_slice(&[f32::INFINITY]).to_kind(kind);
@@ -256,7 +256,7 @@ fn a_non_finite_gradient_stops_the_update_and_is_named() -> Outcome {
 #[test]
 fn a_non_finite_loss_stops_too_and_missing_gradients_are_named() -> Outcome {
     let params = params(Kind::Float);
-    let mut stepper = Stepper::for_params(&params, &plan(), 10);
+    let mut stepper = Stepper::divided(&params, &plan(), 10, Division::none());
     let error = stepper.update(0).err().ok_or("must stop")?;
     assert!(
         matches!(&error, TrainerError::NoGradient { name, .. } if name == "a.bias"),
@@ -276,7 +276,8 @@ fn a_non_finite_loss_stops_too_and_missing_gradients_are_named() -> Outcome {
 #[test]
 fn skips_are_counted_and_run_out() -> Outcome {
     let params = params(Kind::Float);
-    let mut stepper = Stepper::for_params(&params, &plan(), 10).with_nonfinite_skip(2);
+    let mut stepper =
+        Stepper::divided(&params, &plan(), 10, Division::none()).with_nonfinite_skip(2);
     let before: Vec<_> = params.values().map(bytes).collect();
     for expected in 1..=2 {
         add_grads(&params, 0, f64::NAN);
@@ -299,7 +300,7 @@ fn skips_are_counted_and_run_out() -> Outcome {
 #[test]
 fn the_average_follows_the_masters() -> Outcome {
     let params = params(Kind::BFloat16);
-    let mut stepper = Stepper::for_params(&params, &plan(), 10);
+    let mut stepper = Stepper::divided(&params, &plan(), 10, Division::none());
     let mut ema = Ema::new(&stepper, 0.75);
     let master = |stepper: &Stepper| stepper.optimizer().state()["a.bias.master"].copy();
     let mut expected = master(&stepper);

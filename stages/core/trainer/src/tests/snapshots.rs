@@ -13,8 +13,8 @@ use tch::{Device, Kind, Tensor};
 use super::{Outcome, batch, bytes, input, options, plan, targets, tiny_model, tiny_tokenizer};
 use crate::snapshot::snapshot_bytes;
 use crate::{
-    Ema, RestorePart, SnapshotPart, Stepper, TrainerError, finish, latest_valid_snapshot,
-    lm_micro_step, restore_snapshot, retain, save_snapshot,
+    Contents, Ema, Ranks, RestorePart, SnapshotPart, Stepper, TrainerError, finish,
+    latest_valid_snapshot, lm_micro_step, restore_snapshot, retain, save_snapshot,
 };
 
 /// A policy with an average, and a value model without: both trained on the next token here.
@@ -53,7 +53,9 @@ impl Run {
                 for row in 0..4 {
                     let [ids_bt, mask_bt] = [&ids_bt, &mask_bt].map(|all| all.narrow(0, row, 1));
                     let targets = targets(&ids_bt, &mask_bt);
-                    lm_micro_step(model, &input(&ids_bt), &targets, scale, &options())?;
+                    lm_micro_step(model, &input(&ids_bt), &targets, scale, &options(), |_| {
+                        Ok(())
+                    })?;
                     stepper.accumulate()?;
                 }
                 stepper.update(step)?;
@@ -83,15 +85,12 @@ impl Run {
 
     fn save(&self, stage: &StageFolder, step: u64) -> Result<(), Box<dyn std::error::Error>> {
         let manifest = Manifest::new("checkpoint", "ppo", step);
-        let state = json!({"cursor": step, "kl_coef": 0.1});
-        save_snapshot(
-            stage,
-            step,
-            &self.parts(),
-            &tiny_tokenizer()?,
-            &state,
-            manifest,
-        )?;
+        let contents = Contents {
+            parts: &self.parts(),
+            tokenizer: &tiny_tokenizer()?,
+            state: json!({"cursor": step, "kl_coef": 0.1}),
+        };
+        save_snapshot(&Ranks::alone(), stage, step, &contents, manifest)?;
         Ok(())
     }
 
@@ -190,7 +189,11 @@ fn a_snapshot_holds_models_that_can_be_loaded() -> Outcome {
         .iter()
         .map(|path| size(path))
         .sum::<Result<u64, _>>()?;
-    let estimate = snapshot_bytes(&run.parts(), &tiny_tokenizer()?);
+    let estimate = snapshot_bytes(&Contents {
+        parts: &run.parts(),
+        tokenizer: &tiny_tokenizer()?,
+        state: json!(null),
+    });
     assert!(
         written <= estimate,
         "{written} bytes written, {estimate} foreseen"
@@ -295,7 +298,12 @@ fn a_full_disk_leaves_the_previous_snapshot() -> Outcome {
     let tokenizer = tiny_tokenizer()?;
     let save = |step, parts: &[SnapshotPart]| {
         let manifest = Manifest::new("checkpoint", "ppo", step);
-        save_snapshot(&stage, step, parts, &tokenizer, &json!(null), manifest)
+        let contents = Contents {
+            parts,
+            tokenizer: &tokenizer,
+            state: json!(null),
+        };
+        save_snapshot(&Ranks::alone(), &stage, step, &contents, manifest)
     };
     let error = save(2, &run.parts()).err().ok_or("must fail")?;
     assert!(
@@ -348,14 +356,14 @@ fn the_final_checkpoint_is_sealed_and_loads() -> Outcome {
     let dir = tempfile::tempdir()?;
     let stage = stage(dir.path())?;
     let run = Run::new(1, Kind::Float);
-    let mut averaged = run.policy.deep_copy();
-    run.ema.apply(&mut averaged);
+    let mut run = run;
+    run.ema.apply(&mut run.policy_stepper)?;
     let mut manifest = Manifest::new("checkpoint", "ppo", 6);
     manifest.notes.insert("selected_step".into(), json!(4));
     let further = [("value", &run.value)];
     let sealed = finish(
         &stage.final_dir(),
-        &averaged,
+        &run.policy,
         &further,
         &tiny_tokenizer()?,
         manifest,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use recipe::plan::{
-    Dtype, Duration, Execution, Overlong, SftPlan, Source, StagePlan, Task, TrainPlan,
+    Dtype, Duration, Execution, Overlong, SftPlan, Sharding, Source, StagePlan, Task, TrainPlan,
 };
 use runtime::hash::{hash_bytes, hash_file};
 use runtime::manifest::Manifest;
@@ -15,11 +15,11 @@ use tch::{Device, Kind};
 
 use super::{Outcome, grads_of, norm, plan, shape, tiny_model, tiny_tokenizer};
 use crate::{
-    LmOptions, LmRow, Session, StageContext, Stepper, TrainerError, lm_backward, lm_evaluate,
-    num_steps,
+    LmOptions, LmRow, Ranks, Session, StageContext, Stepper, TrainerError, lm_backward,
+    lm_evaluate, num_steps,
 };
 
-fn rows(step: u64) -> Vec<LmRow> {
+pub(super) fn rows(step: u64) -> Vec<LmRow> {
     let row = |i: u64| {
         let len = 3 + (i * 5 + step) % 9;
         let ids = (0..len)
@@ -31,7 +31,7 @@ fn rows(step: u64) -> Vec<LmRow> {
     (0..8).map(row).collect()
 }
 
-fn options(micro_batch: usize) -> LmOptions {
+pub(super) fn options(micro_batch: usize) -> LmOptions {
     LmOptions {
         micro_batch,
         pad_id: 1,
@@ -50,7 +50,7 @@ fn micro_batches_of_unequal_rows_give_the_gradients_of_the_whole() -> Outcome {
         let mut stepper = Stepper::new(&model, &plan(), 1);
         model.zero_grad();
         let loss = lm_backward(&model, &mut stepper, &rows(0), &options(micro_batch))?;
-        let evaluated = lm_evaluate(&model, &rows(0), 1, micro_batch)?;
+        let evaluated = lm_evaluate(&model, &rows(0), 1, micro_batch, &Ranks::alone())?;
         assert!((evaluated.mean() - loss.mean()).abs() < 1e-9);
         let grads = grads_of(&model);
         let (mean, expected) = reference.get_or_insert_with(|| (loss.mean(), grads_of(&model)));
@@ -107,12 +107,19 @@ pub(super) fn context(dir: &Path) -> Result<StageContext, Box<dyn std::error::Er
             micro_batch: 3,
             sample_batch: 1,
             checkpointing: false,
+            sharding: Sharding::None,
             save_every: 2,
             keep: 1,
         },
     };
     let run = RunFolder::open_or_create(&dir.join("run"))?;
-    Ok(StageContext::new(run, stage, 1, Device::Cpu)?)
+    Ok(StageContext::new(
+        run,
+        stage,
+        1,
+        Device::Cpu,
+        Ranks::alone(),
+    )?)
 }
 
 /// The loop of a stage; "dies" after `until` updates. Every model it starts with is another one, so

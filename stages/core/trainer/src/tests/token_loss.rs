@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor, no_grad};
 
 use super::{Outcome, batch, grads_of, input, norm, options, plan, targets, tiny_model};
-use crate::token_loss::micro_step;
+use crate::token_loss::head_step;
 use crate::{Stepper, lm_micro_step, token_loss};
 
 /// The definition, one token at a time.
@@ -46,7 +46,9 @@ fn chunks_of_any_length_give_the_defined_loss_and_the_same_gradients() -> Outcom
             .params()
             .values()
             .for_each(|param| param.shallow_clone().zero_grad());
-        let sum = micro_step(&model, &input(&ids_bt), &targets, 0.5, &options(), chunk)?;
+        let (hidden_btd, tape) = model.record(&input(&ids_bt), &options());
+        let sum = head_step(&model, &hidden_btd, &targets, 0.5, chunk)?;
+        tape.backward(&model)?;
         assert!(
             (sum - expected).abs() < 1e-9,
             "chunks of {chunk}: {sum}, not {expected}"
@@ -68,7 +70,9 @@ fn gradients_are_the_slope_of_the_loss() -> Outcome {
     model.set_trainable(true);
     let (ids_bt, mask_bt) = batch(2, 8, 1);
     let targets = targets(&ids_bt, &mask_bt);
-    lm_micro_step(&model, &input(&ids_bt), &targets, 0.25, &options())?;
+    lm_micro_step(&model, &input(&ids_bt), &targets, 0.25, &options(), |_| {
+        Ok(())
+    })?;
     let grads = grads_of(&model);
     let squares: f64 = grads.values().map(|grad| norm(grad).powi(2)).sum();
     let step = 1e-5;
@@ -100,8 +104,11 @@ fn a_batch_without_targets_adds_nothing() -> Outcome {
     let _ = first_column_only.narrow(1, 0, 1).fill_(1);
     let targets = targets(&ids_bt, &first_column_only);
     assert!(targets.is_empty());
-    let sum = lm_micro_step(&model, &input(&ids_bt), &targets, 1.0, &options())?;
-    assert!(sum == 0.0 && model.params().values().all(|param| !param.grad().defined()));
+    let sum = lm_micro_step(&model, &input(&ids_bt), &targets, 1.0, &options(), |_| {
+        Ok(())
+    })?;
+    let adds_nothing = |grad: &Tensor| norm(grad) == 0.0;
+    assert!(sum == 0.0 && grads_of(&model).values().all(adds_nothing));
     Ok(())
 }
 
@@ -122,7 +129,14 @@ fn accumulation_1_x_8_equals_8_x_1() -> Outcome {
                     let rows = |all_bt: &Tensor| all_bt.narrow(0, first, micro_batch);
                     let (ids_bt, mask_bt) = (rows(&ids_bt), rows(&mask_bt));
                     let targets = targets(&ids_bt, &mask_bt);
-                    sum += lm_micro_step(&model, &input(&ids_bt), &targets, scale, &options())?;
+                    sum += lm_micro_step(
+                        &model,
+                        &input(&ids_bt),
+                        &targets,
+                        scale,
+                        &options(),
+                        |_| Ok(()),
+                    )?;
                     stepper.accumulate()?;
                 }
                 stepper.observe_loss(sum * scale);
