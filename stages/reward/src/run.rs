@@ -86,7 +86,12 @@ fn backward(
         let options = RecordOptions {
             checkpointing: session.ctx.plan.execution.checkpointing,
             dropout: plan.train.dropout,
-            dropout_key: seeds::key(session.ctx.seed, "dropout", session.step, index as u64),
+            dropout_key: seeds::key(
+                session.ctx.seed,
+                "dropout",
+                session.step,
+                ranks.number(index),
+            ),
         };
         let pairs = PairIndex::new(micro.iter().map(|e| (e.responses.len(), &e.pairs[..])));
         let mut tape = None;

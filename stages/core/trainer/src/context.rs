@@ -37,7 +37,7 @@ pub struct StageContext {
     pub kind: Kind,
     /// This process among those that run the stage.
     pub ranks: Rc<Ranks>,
-    /// What the device can do at most.
+    /// What the devices of all ranks can do at most.
     pub peak: Peak,
     /// Bytes in memory before there was a model (metric `memory/start`).
     pub memory_at_start: Option<u64>,
@@ -72,7 +72,8 @@ impl StageContext {
         }
         let (stage, kind) = (run.stage(&plan.name), kind_of(plan.execution.dtype));
         // A first large product loads what libtorch brings for it.
-        let peak = Peak::measure(device, kind);
+        let mut peak = Peak::measure(device, kind);
+        peak.flops_per_second *= ranks.size() as f64;
         let memory_at_start = begin_peak(device)?;
         Ok(Self {
             run,

@@ -91,7 +91,7 @@ pub fn lm_backward(
         let record = RecordOptions {
             checkpointing: options.checkpointing,
             dropout: options.dropout,
-            dropout_key: seeds::key(options.dropout_key, "micro-batch", index as u64, 0),
+            dropout_key: seeds::key(options.dropout_key, "micro-batch", ranks.number(index), 0),
         };
         sum += lm_micro_step(model, &input, &targets, scale, &record, |block| {
             stepper.block_done(block)

@@ -147,6 +147,11 @@ impl Ranks {
         own.map(|(_, item)| item.clone()).collect()
     }
 
+    /// The number of this rank's micro-batch among those of all, for what is drawn of it.
+    pub fn number(&self, micro_batch: usize) -> u64 {
+        (micro_batch * self.size + self.rank) as u64
+    }
+
     /// To whom the item at this place belongs: dealt out forth and back.
     fn owner(&self, index: usize) -> usize {
         let (turn, place) = (index / self.size, index % self.size);
