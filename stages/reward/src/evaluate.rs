@@ -7,7 +7,7 @@ use tch::{Tensor, no_grad};
 use trainer::{Ranks, TrainerError};
 
 use crate::loss::{PairIndex, accuracy, expected_calibration_error, kwise_loss, margins};
-use crate::run::{concat, last_token_scores, longest};
+use crate::run::{last_token_scores, longest};
 
 /// Scores all held-out prompts, each rank its share; reports under `loss/heldout`, `accuracy/heldout`, `calibration/ece`.
 pub(crate) fn evaluate(
@@ -30,7 +30,7 @@ pub(crate) fn evaluate(
     }
     ranks.sum(&mut loss)?;
     let loss = loss[0] / examples.len() as f64;
-    let all_margins = concat(ranks.exchange(&all_margins)?);
+    let all_margins = ranks.exchange(all_margins)?.concat();
     metrics.insert("loss/heldout", loss);
     metrics.insert("accuracy/heldout", accuracy(&all_margins));
     metrics.insert("calibration/ece", expected_calibration_error(&all_margins));

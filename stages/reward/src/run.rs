@@ -114,19 +114,14 @@ fn backward(
     session.stepper.observe_loss(loss_sum / batch.len() as f64);
     let mut loss_sum = [loss_sum];
     ranks.sum(&mut loss_sum)?;
-    let all_margins = concat(ranks.exchange(&all_margins)?);
-    let scores = concat(ranks.exchange(&scores)?);
+    let all_margins = ranks.exchange(all_margins)?.concat();
+    let scores = ranks.exchange(scores)?.concat();
     metrics.insert("loss/train", loss_sum[0] / batch.len() as f64);
     metrics.insert("accuracy/train", accuracy(&all_margins));
     metrics.insert("reward/mean", mean(&scores));
     metrics.insert("reward/std", deviation(&scores));
     metrics.insert("reward/margin", mean(&all_margins));
     Ok(())
-}
-
-/// The numbers of all ranks.
-pub(crate) fn concat(of_ranks: Vec<Vec<f64>>) -> Vec<f64> {
-    of_ranks.into_iter().flatten().collect()
 }
 
 /// Tokens of the longest row of a prompt.

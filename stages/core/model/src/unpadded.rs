@@ -59,7 +59,7 @@ impl Unpadded {
     /// The tokens of an input that has padding, and whose attention is causal and nothing else.
     pub(crate) fn new(input: &Input, shape: &ModelShape) -> Option<Self> {
         let longest = input.real.iter().map(Range::len).max()?;
-        let sees_past = input.prefixes.is_empty()
+        let is_causal = input.prefixes.is_empty()
             && input.spans_bt.is_none()
             && shape
                 .local
@@ -71,7 +71,7 @@ impl Unpadded {
             Positions::Rotary(rotary) => !matches!(rotary.scaling, RopeScaling::Dynamic { .. }),
             Positions::Learned { .. } | Positions::Sinusoidal => true,
         };
-        (sees_past && positions_are_plain && !torch_ext::is_plain()).then(|| Self::of_rows(input))
+        (is_causal && positions_are_plain && !torch_ext::is_plain()).then(|| Self::of_rows(input))
     }
 
     fn of_rows(input: &Input) -> Self {

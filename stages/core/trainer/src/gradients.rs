@@ -86,8 +86,10 @@ impl Gradients {
     /// # Errors
     /// Where libtorch or another rank fails.
     pub fn accumulate(&mut self) -> Result<(), TrainerError> {
-        for index in 0..self.params.len() {
-            self.take_up(index)?;
+        if self.buffers.is_some() {
+            for index in 0..self.params.len() {
+                self.take_up(index)?;
+            }
         }
         if self.exchange.as_ref().is_some_and(Exchange::is_due) {
             self.send_all()?;

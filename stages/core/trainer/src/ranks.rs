@@ -170,10 +170,7 @@ impl Ranks {
         &self,
         share: Vec<T>,
     ) -> Result<Vec<T>, TrainerError> {
-        if self.size == 1 {
-            return Ok(share);
-        }
-        let shares = self.exchange(&share)?;
+        let shares = self.exchange(share)?;
         let total = shares.iter().map(Vec::len).sum();
         let mut shares: Vec<_> = shares.into_iter().map(Vec::into_iter).collect();
         let in_order = (0..total).filter_map(|index| shares[self.owner(index)].next());
@@ -189,14 +186,14 @@ impl Ranks {
     /// When the value cannot be written as `MessagePack`.
     pub fn exchange<T: Serialize + DeserializeOwned>(
         &self,
-        value: &T,
+        value: T,
     ) -> Result<Vec<T>, TrainerError> {
-        let bytes = rmp_serde::to_vec(value).expect("plain data can be written");
+        let Some(link) = &self.link else {
+            return Ok(vec![value]);
+        };
+        let bytes = rmp_serde::to_vec(&value).expect("plain data can be written");
         let decode = |bytes: &[u8]| {
             rmp_serde::from_slice(bytes).map_err(|error| self.failed(&format!("exchange: {error}")))
-        };
-        let Some(link) = &self.link else {
-            return Ok(vec![decode(&bytes)?]);
         };
         let mut lengths = vec![0.0; self.size];
         lengths[self.rank] = bytes.len() as f64;
@@ -284,7 +281,7 @@ impl Ranks {
     /// # Errors
     /// As [`Self::gather`].
     pub fn word_of_first(&self, word: Option<String>) -> Result<String, TrainerError> {
-        let words = self.exchange(&word.unwrap_or_default())?;
+        let words = self.exchange(word.unwrap_or_default())?;
         Ok(words.into_iter().next().unwrap_or_default())
     }
 

@@ -305,7 +305,7 @@ fn what_is_shared_out_comes_back_in_order() -> Result<(), Failure> {
             assert!(!ranks.any(false)?);
             let word = ranks.is_first().then(|| "folder".to_owned());
             assert_eq!(ranks.word_of_first(word)?, "folder");
-            let nan = ranks.exchange(&f64::NAN)?;
+            let nan = ranks.exchange(f64::NAN)?;
             assert!(nan.len() == size && nan.iter().all(|x| x.is_nan()));
             Ok(())
         });
