@@ -15,7 +15,7 @@ CARGO  := cargo
 # $(call need,PROGRAM,HOW TO GET IT)
 need = command -v $(1) >/dev/null || { echo "make: $(1) is missing; install it with: $(2)" >&2; exit 1; }
 
-.PHONY: help setup build demo smollm2 long-context test check pretrain sft reward ppo inspect plan parity bench bench-parts dist gpu-check clean
+.PHONY: help setup build demo smollm2 long-context test test-slurm test-kubernetes check pretrain sft reward ppo inspect plan parity bench bench-parts dist image gpu-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,14 @@ check: setup ## formatting, lints, docs, then all tests: what CI runs
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@$(MAKE) --no-print-directory test
 
+test-slurm: build ## pipelines as jobs of a real Slurm of two nodes on this machine: kills, limits, failures (needs root; 3 minutes)
+	$(CARGO) test --release --locked --workspace --test pipeline --no-run
+	tests/slurm/two_nodes.sh with $(TARGET)/slurm $(CARGO) test --release --locked --workspace --test pipeline -- --ignored slurm::
+
+test-kubernetes: build ## the manifests for Kubernetes against its published schemas, in an environment of its own (.kubernetes)
+	@[ -e .kubernetes/.ready ] || { $(PYTHON) -m venv .kubernetes && .kubernetes/bin/pip install --quiet --disable-pip-version-check -r tests/kubernetes/requirements.txt && touch .kubernetes/.ready; }
+	.kubernetes/bin/python tests/kubernetes/validate.py $(RLHF)
+
 parity: build ## every family against transformers, live, in an environment of its own (.parity)
 	@[ -e .parity/.ready ] || { $(PYTHON) -m venv .parity && .parity/bin/pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt && touch .parity/.ready; }
 	$(CARGO) build --release --locked --workspace --example gradients
@@ -130,6 +138,9 @@ dist: build ## a stripped, relocatable archive: dist/rlhf-linux-x86_64.tar.gz
 	printf 'gpu-check:\n\tbin/rlhf gpu-check $$(FLAGS)\n' > dist/rlhf/Makefile
 	tar -C dist -czf dist/rlhf-linux-x86_64.tar.gz rlhf
 	@ls -lh dist/rlhf-linux-x86_64.tar.gz
+
+image: dist ## the image of Dockerfile, for clusters that run containers
+	docker build -t rlhf .
 
 gpu-check: build ## every stage on a GPU against the CPU, then speed on 124M to 1.3B, in 8 minutes; FLAGS="--device cpu" rehearses it
 	$(RLHF) gpu-check $(FLAGS)

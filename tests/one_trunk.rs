@@ -16,7 +16,7 @@ use crate::support::{
 const ITERATIONS: u64 = 6;
 
 /// The tests' pipeline, whose PPO is short and has no value model of its own.
-fn pipeline(folder: &Path) -> Outcome<PathBuf> {
+pub fn pipeline(folder: &Path) -> Outcome<PathBuf> {
     let text = fs::read_to_string(tiny())?;
     let own = "value_optimizer = { lr = 5e-4 }\n";
     assert!(

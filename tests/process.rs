@@ -1,6 +1,7 @@
 //! Fronts that are watched, killed and stopped.
 
 use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::thread::sleep;
@@ -93,6 +94,7 @@ impl Front {
         let read = |extension| fs::read_to_string(self.said.with_extension(extension));
         Ok(Said {
             code: status.code(),
+            signal: status.signal(),
             out: read("out")?,
             err: read("err")?,
         })

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -66,6 +67,8 @@ pub fn rlhf_run(config: &Path, run_dir: &Path) -> Command {
 #[derive(Debug)]
 pub struct Said {
     pub code: Option<i32>,
+    /// What killed it.
+    pub signal: Option<i32>,
     pub out: String,
     pub err: String,
 }
@@ -75,6 +78,7 @@ pub fn say(command: &mut Command) -> Outcome<Said> {
     let output = command.output()?;
     Ok(Said {
         code: output.status.code(),
+        signal: output.status.signal(),
         out: String::from_utf8(output.stdout)?,
         err: String::from_utf8(output.stderr)?,
     })
@@ -87,7 +91,8 @@ impl Said {
         assert_eq!(
             self.code,
             Some(code),
-            "out: {}\nerr: {}",
+            "signal: {:?}\nout: {}\nerr: {}",
+            self.signal,
             self.out,
             self.err
         );

@@ -7,12 +7,18 @@ use recipe::request::{Compute, Sampling};
 
 pub use crate::cli_model::{ConvertArgs, DiffArgs, MergeArgs, ModelCommand, ShowArgs};
 use crate::commands::bench::BenchArgs;
+use crate::commands::cancel::CancelArgs;
+use crate::commands::conduct::ConductArgs;
+use crate::commands::doctor::DoctorArgs;
 use crate::commands::gpu_check::GpuCheckArgs;
 use crate::commands::launch::LaunchArgs;
+use crate::commands::plan::PlanArgs;
 use crate::commands::retrieval::RetrievalArgs;
+use crate::commands::status::StatusArgs;
+use crate::commands::submit::SubmitArgs;
 use crate::inspect::InspectArgs;
 use crate::values::{
-    Device, DtypeArg, QuantizeArg, above_zero, at_least_one, finite, parse_override, probability,
+    Device, DtypeArg, QuantizeArg, at_least_one, finite, parse_override, probability, temperature,
 };
 
 /// Trains language models from human feedback: a base model, supervised fine-tuning, a reward model,
@@ -46,8 +52,10 @@ Examples:
   rlhf run experiments/demo/pipeline.toml
   rlhf run experiments/demo/pipeline.toml --until sft --set stages.sft.optimizer.lr=1e-4
   rlhf run experiments/demo/pipeline.toml --restart ppo
+  rlhf run runs/demo/plan.toml --only ppo --run-dir runs/demo
 
-Ctrl-C saves a snapshot and ends; the same command continues from it.")]
+A plan.toml is what a run was made of, whatever has become of its configuration. With --only, others may run other
+stages of the same run folder meanwhile. Ctrl-C saves a snapshot and ends; the same command continues from it.")]
     Run(RunArgs),
     /// Run a pipeline as several processes, one for each device, on one or several machines.
     #[command(after_help = "\
@@ -59,11 +67,19 @@ Examples:
 Every machine is told the same but for --node-rank, and sees the same run folder. Batches are of all processes
 together, so the curve is that of one process; `sharding` says what each keeps a part of.")]
     Launch(LaunchArgs),
-    /// Check a configuration and print every resolved number; starts nothing.
+    /// Check a configuration and print every resolved number, or what it would take on a cluster; starts nothing.
     #[command(after_help = "\
-Example:
-  rlhf plan experiments/demo/pipeline.toml --set stages.ppo.batch=128")]
+Examples:
+  rlhf plan experiments/demo/pipeline.toml --set stages.ppo.batch=128
+  rlhf plan experiments/cluster/pipeline.toml --gpus 64 --gpu h100-80g
+
+With --gpus: for each stage the least sharding that fits, memory of a rank, tokens/s and hours, by a cost model whose rates
+are assumed (experiments/cluster/README.md says which), not measured.")]
     Plan(PlanArgs),
+    Submit(SubmitArgs),
+    Status(StatusArgs),
+    Cancel(CancelArgs),
+    Conduct(ConductArgs),
     /// Show curves and numbers of one or several runs.
     Inspect(InspectArgs),
     /// Sample from a language model.
@@ -128,13 +144,7 @@ JSON lines as it goes, then tables; both are in gpu-check.json and gpu-check.md 
 the others; one that the time does not allow is marked `not run`. Exit code 1 where no GPU can be used, a part fails or
 a number differs.")]
     GpuCheck(GpuCheckArgs),
-    /// Say what libtorch and devices are found, and what is wrong otherwise.
-    #[command(after_help = "\
-Example:
-  rlhf doctor
-
-Needs no libtorch itself. Exit code 1 if something is wrong.")]
-    Doctor,
+    Doctor(DoctorArgs),
 }
 
 /// A pipeline's file and what is said over it.
@@ -175,14 +185,6 @@ pub struct RunArgs {
     /// algorithms where the usual ones add in any order.
     #[arg(long)]
     pub deterministic: bool,
-}
-
-/// `rlhf plan`.
-#[derive(Debug, Clone, Args)]
-pub struct PlanArgs {
-    /// What to plan.
-    #[command(flatten)]
-    pub source: ConfigArgs,
 }
 
 /// `rlhf generate`.
@@ -309,7 +311,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     pub max_new_tokens: usize,
     /// Logits are divided by this.
-    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = above_zero)]
+    #[arg(long, value_name = "T", default_value_t = 1.0, value_parser = temperature)]
     pub temperature: f64,
     /// Only the K likeliest tokens.
     #[arg(long, value_name = "K", value_parser = at_least_one)]

@@ -103,9 +103,10 @@ fn start_one(work: &Work, team: &Team, place: &Place) -> Result<Worker, WorkerEr
 }
 
 /// Which GPUs a process sees, in CUDA's own words.
-const GPUS: &str = "CUDA_VISIBLE_DEVICES";
+pub const GPUS: &str = "CUDA_VISIBLE_DEVICES";
 
-/// The GPU of a rank, of those that this process sees. (One that is not there is refused by the worker.)
+/// The GPU of a rank, of those that this process sees: as many as there are ranks, where they are listed
+/// ([`Team::admit_gpus`]). (One that is not there is refused by the worker.)
 fn gpu_of(local_rank: usize, visible: Option<&str>) -> String {
     let all: Vec<&str> = visible.map_or_else(Vec::new, |list| list.split(',').collect());
     match all.get(local_rank) {
@@ -151,9 +152,7 @@ pub fn follow(mut crew: Vec<Member>, stage: &str) -> anyhow::Result<End> {
             }
         }
         if patience.is_some_and(|end| Instant::now() > end) {
-            crew.iter_mut()
-                .filter_map(|m| m.worker.take())
-                .for_each(Worker::end);
+            Worker::end_all(crew.iter_mut().filter_map(|m| m.worker.take()).collect());
         }
     }
     conclude(progress, failed, end, several)

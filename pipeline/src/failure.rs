@@ -11,6 +11,11 @@ pub enum Failure {
     Usage(anyhow::Error),
     /// The work was started and failed.
     Run(anyhow::Error),
+    /// The work was started, and a process of it, or of another machine, was lost; run again, it may well succeed. With the
+    /// exit code.
+    Killed(anyhow::Error, u8),
+    /// The work was started, and failed because of what befell another machine, which reports it.
+    Elsewhere(anyhow::Error),
     /// The user stopped it; everything is saved. Says how to continue.
     Interrupted(String),
 }
@@ -35,16 +40,21 @@ impl Failure {
         Self::Run(error.into())
     }
 
-    /// Says on standard error what happened, and gives the exit code: 1, 2, or 130.
+    /// Says on standard error what happened, and gives the exit code: 1, 2, or 130; after a kill the one
+    /// that was asked for, or 1.
     pub fn report(&self) -> ExitCode {
         match self {
             Self::Usage(error) => {
                 eprintln!("error: {}", in_words(error.as_ref()));
                 ExitCode::from(2)
             }
-            Self::Run(error) => {
+            Self::Run(error) | Self::Elsewhere(error) => {
                 eprintln!("error: {}", in_words(error.as_ref()));
                 ExitCode::FAILURE
+            }
+            Self::Killed(error, code) => {
+                eprintln!("error: {}", in_words(error.as_ref()));
+                ExitCode::from(*code)
             }
             Self::Interrupted(how_to_continue) => {
                 eprintln!("interrupted: {how_to_continue}");

@@ -72,6 +72,7 @@ pub fn pipeline() -> Result<Pipeline, Box<dyn Error>> {
             stage("pretrain", Task::Pretrain(pretrain)),
             stage("sft", Task::Sft(sft)),
         ],
+        cluster: None,
     };
     Ok(Pipeline { dir, plan, run })
 }

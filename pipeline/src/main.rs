@@ -8,16 +8,18 @@
 //! can explain itself on a machine where libtorch is missing or broken.
 //!
 //! **Reading order:** [`cli`] (what can be said), [`commands`] (a file per command),
-//! [`graph`] and [`fingerprint`] (what is to be run), [`team`], [`crew`], [`worker`] and [`libtorch`] (how it is run),
+//! [`graph`] and [`fingerprint`] (what is to be run), [`team`], [`crew`], [`worker`] and [`libtorch`] (how it is run), [`cluster`] (as jobs),
 //! [`hub`] (models from elsewhere), [`inspect`] (how it is looked at).
 
 mod checks;
 mod cli;
 mod cli_model;
+mod cluster;
 mod commands;
 mod crew;
 mod data_stages;
 mod death;
+mod failed;
 mod failure;
 mod fingerprint;
 #[cfg(test)]
@@ -50,6 +52,10 @@ fn dispatch(command: &Command) -> Outcome {
         Command::Run(args) => commands::run::alone(args),
         Command::Launch(args) => commands::launch::run(args),
         Command::Plan(args) => commands::plan::run(args),
+        Command::Conduct(args) => commands::conduct::run(args),
+        Command::Submit(args) => commands::submit::run(args),
+        Command::Status(args) => commands::status::run(args),
+        Command::Cancel(args) => commands::cancel::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Generate(args) => commands::generate::run(args),
         Command::Score(args) => commands::score::run(args),
@@ -71,6 +77,6 @@ fn dispatch(command: &Command) -> Outcome {
         },
         Command::Bench(args) => commands::bench::run(args),
         Command::GpuCheck(args) => commands::gpu_check::run(args),
-        Command::Doctor => commands::doctor::run(),
+        Command::Doctor(args) => commands::doctor::run(args),
     }
 }

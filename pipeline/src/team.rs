@@ -3,8 +3,8 @@
 use std::net::TcpListener;
 use std::time::Duration;
 
-use recipe::plan::{Plan, StagePlan, Task};
-use runtime::ranks::{Place, PlaceError, first_host, port_of_job};
+use recipe::plan::{Plan, StagePlan};
+use runtime::ranks::{Place, PlaceError, meeting_of_step};
 
 /// This machine, where nothing else is said.
 const LOOPBACK: &str = "127.0.0.1";
@@ -55,6 +55,33 @@ pub enum TeamError {
     Master {
         /// What was said.
         value: String,
+    },
+    /// A step of Slurm starts this command once for each process, and each would start all of them.
+    #[error(
+        "this step of Slurm has {tasks} tasks on {nodes} nodes, and each would start {ranks} processes\n  hint: srun \
+         --ntasks-per-node=1 rlhf launch --ranks {ranks} -- ..., or without `rlhf launch`: srun \
+         --ntasks-per-node={ranks} rlhf run ..."
+    )]
+    Tasks {
+        /// Tasks of the step.
+        tasks: usize,
+        /// Its machines.
+        nodes: usize,
+        /// Processes that each would start.
+        ranks: usize,
+    },
+    /// Fewer GPUs than processes.
+    #[error(
+        "CUDA_VISIBLE_DEVICES={visible:?} shows {gpus} GPUs to --ranks {ranks}\n  hint: as many ranks as GPUs, another \
+         CUDA_VISIBLE_DEVICES, or --device cpu"
+    )]
+    Gpus {
+        /// The variable.
+        visible: String,
+        /// GPUs in it.
+        gpus: usize,
+        /// Processes on this machine.
+        ranks: usize,
     },
     /// This machine has no free port.
     #[error("cannot find a free port")]
@@ -132,19 +159,25 @@ impl Team {
             .count
             .or_else(|| number("SLURM_STEP_NUM_NODES"))
             .unwrap_or(1);
+        let tasks = number("SLURM_STEP_NUM_TASKS").unwrap_or(count);
+        let said = nodes.count.is_some() && nodes.this.is_some();
+        if tasks > count && !said {
+            let nodes = count;
+            return Err(TeamError::Tasks {
+                tasks,
+                nodes,
+                ranks,
+            });
+        }
         let rank = nodes.this.or_else(|| number("SLURM_NODEID")).unwrap_or(0);
         if rank >= count {
             return Err(TeamError::Node { rank, nodes: count });
         }
-        let of_slurm = || {
-            let host = first_host(&step("SLURM_STEP_NODELIST")?);
-            let job: u64 = step("SLURM_JOB_ID")?.parse().ok()?;
-            Some((host, port_of_job(job)))
-        };
         let master = match nodes.master {
             Some(value) => Some(address(value)?),
-            None if count > 1 => Some(of_slurm().ok_or(TeamError::NoMaster { nodes: count })?),
-            None => None,
+            None if count == 1 => None,
+            None if step("SLURM_JOB_ID").is_some() => Some(meeting_of_step(variable)?),
+            None => return Err(TeamError::NoMaster { nodes: count }),
         };
         Ok(Self {
             here: ranks,
@@ -186,6 +219,29 @@ impl Team {
         Ok((0..self.here).map(place).collect())
     }
 
+    /// Whether each process on this machine has a GPU of those that are seen (in CUDA's variable).
+    ///
+    /// # Errors
+    /// Where there are fewer.
+    pub fn admit_gpus(&self, device: &str, visible: Option<&str>) -> Result<(), TeamError> {
+        let Some(visible) = visible.filter(|_| self.here > 1 && device != "cpu") else {
+            return Ok(());
+        };
+        let names = visible.split(',').map(str::trim);
+        // What follows a number that is none does not count to CUDA either.
+        let gpus = names
+            .take_while(|name| !name.is_empty() && *name != "-1")
+            .count();
+        if gpus >= self.here {
+            return Ok(());
+        }
+        Err(TeamError::Gpus {
+            visible: visible.to_owned(),
+            gpus,
+            ranks: self.here,
+        })
+    }
+
     /// Whether every batch of the stages can be shared out.
     ///
     /// # Errors
@@ -193,12 +249,8 @@ impl Team {
     pub fn admit(&self, plan: &Plan, stages: &[&StagePlan]) -> Result<(), TeamError> {
         let all = plan.stages.iter().filter(|stage| stages.contains(stage));
         for stage in all {
-            let (key, count) = match &stage.task {
-                Task::Pretrain(task) => ("batch", task.train.batch),
-                Task::Sft(task) => ("batch", task.train.batch),
-                Task::Reward(task) => ("batch", task.train.batch),
-                Task::Ppo(task) => ("minibatch", task.minibatch),
-                Task::Import(_) | Task::Tokenizer(_) | Task::Label(_) => continue,
+            let Some((key, count)) = stage.shared_batch() else {
+                continue;
             };
             if !count.is_multiple_of(self.size) {
                 return Err(TeamError::Batch {
@@ -228,80 +280,5 @@ fn free_port() -> std::io::Result<u16> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
-
-    fn of(ranks: usize, nodes: &Nodes, variables: &[(&str, &str)]) -> Result<Team, TeamError> {
-        Team::of_nodes(ranks, nodes, PATIENCE, &|name| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| (*value).to_owned())
-        })
-    }
-
-    #[test]
-    fn ranks_are_counted_over_machines() -> Result<(), TeamError> {
-        let nodes = Nodes {
-            count: Some(2),
-            this: Some(1),
-            master: Some("node1:29500"),
-        };
-        let team = of(4, &nodes, &[])?;
-        assert_eq!((team.here, team.first, team.size), (4, 4, 8));
-        assert!(!team.leads());
-        let places = team.places()?;
-        let ranks: Vec<usize> = places.iter().map(|place| place.rank).collect();
-        assert_eq!(ranks, [4, 5, 6, 7]);
-        assert!(places.iter().all(|p| p.host == "node1" && p.port == 29_500));
-        Ok(())
-    }
-
-    #[test]
-    fn one_machine_takes_a_free_port_for_all() -> Result<(), TeamError> {
-        let places = of(2, &Nodes::default(), &[])?.places()?;
-        assert!(places[0].port > 0 && places[0].port == places[1].port);
-        assert_eq!(places[1].host, LOOPBACK);
-        Ok(())
-    }
-
-    #[test]
-    fn a_step_of_slurm_says_what_the_command_does_not() -> Result<(), TeamError> {
-        let step = [
-            ("SLURM_STEP_ID", "0"),
-            ("SLURM_STEP_NUM_NODES", "2"),
-            ("SLURM_NODEID", "1"),
-            ("SLURM_STEP_NODELIST", "gpu[03-04]"),
-            ("SLURM_JOB_ID", "41"),
-        ];
-        let team = of(2, &Nodes::default(), &step)?;
-        assert_eq!((team.first, team.size), (2, 4));
-        assert_eq!(team.master, Some(("gpu03".to_owned(), 20_041)));
-        // The script of a job sees its variables, and is no step.
-        let alone = of(2, &Nodes::default(), &step[1..])?;
-        assert_eq!((alone.first, alone.size, alone.master), (0, 2, None));
-        Ok(())
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_said() {
-        let nodes = |count, rank, master| Nodes {
-            count: Some(count),
-            this: Some(rank),
-            master,
-        };
-        let cases = [
-            (nodes(2, 2, Some("a:1")), "--node-rank 2 of --nodes 2"),
-            (nodes(2, 0, None), "where is the first machine?"),
-            (
-                nodes(2, 0, Some("node1")),
-                "--master node1: expected HOST:PORT",
-            ),
-            (nodes(2, 0, Some("node1:x")), "--master node1:x"),
-        ];
-        for (nodes, expected) in cases {
-            let error = of(1, &nodes, &[]).expect_err(expected).to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-    }
-}
+#[path = "team_tests.rs"]
+mod tests;

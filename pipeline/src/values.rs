@@ -1,5 +1,8 @@
 //! Values of the command line: words, numbers with bounds, sizes.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use clap::ValueEnum;
 use recipe::plan::{Dtype, Quantization};
 
@@ -77,6 +80,31 @@ impl QuantizeArg {
     }
 }
 
+/// The largest seed: it is a place in an array of jobs, of which Slurm usually allows 1001 (`MaxArraySize`).
+const MAX_SEED: u64 = 1000;
+
+/// `1,2,5-8`.
+pub fn parse_seeds(text: &str) -> Result<Arc<[u64]>, String> {
+    let wrong = || format!("{text}: expected numbers and ranges, as in 1,2,5-8");
+    let mut seeds = BTreeSet::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first: u64 = first.parse().map_err(|_| wrong())?;
+        let last: u64 = last.parse().map_err(|_| wrong())?;
+        if first > last {
+            return Err(wrong());
+        }
+        if last > MAX_SEED {
+            return Err(format!(
+                "{text}: a seed is a place in an array of jobs, from 0 to {MAX_SEED} (Slurm's usual MaxArraySize), and \
+                 {last} is above"
+            ));
+        }
+        seeds.extend(first..=last);
+    }
+    Ok(seeds.into_iter().collect())
+}
+
 /// `KEY=VALUE`.
 pub(crate) fn parse_override(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -102,8 +130,13 @@ pub(crate) fn above_zero(text: &str) -> Result<f64, String> {
     if number > 0.0 && number.is_finite() {
         Ok(number)
     } else {
-        Err("must be above 0 (for the likeliest token always: --greedy)".into())
+        Err("must be above 0".into())
     }
+}
+
+/// A temperature.
+pub(crate) fn temperature(text: &str) -> Result<f64, String> {
+    above_zero(text).map_err(|error| error + " (for the likeliest token always: --greedy)")
 }
 
 /// Any number but infinity and not-a-number.
@@ -160,5 +193,19 @@ mod tests {
         for text in ["", "GB", "-1", "0", "1.5GB", "99999999999GB", "5TB"] {
             assert!(byte_size(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn seeds_are_numbers_and_ranges_each_once() {
+        assert_eq!(parse_seeds("3,1-2,2").as_deref(), Ok(&[1, 2, 3][..]));
+        for text in ["", "1,", "a", "3-1", "-1"] {
+            assert!(parse_seeds(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_seeds("0-1000").map(|seeds| seeds.len()), Ok(1001));
+        let above = parse_seeds("1,1001").expect_err("no place");
+        assert!(
+            above.contains("from 0 to 1000") && above.contains("1001 is above"),
+            "{above}"
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -72,6 +72,8 @@ pub enum WorkerError {
         cause: String,
         /// What kind of death it was.
         kind: Death,
+        /// Of a signal.
+        killed: bool,
         /// The last lines of its log.
         tail: Vec<String>,
         /// Where the whole log is.
@@ -233,19 +235,23 @@ impl Worker {
         }
     }
 
-    /// Ends it where it is, and waits until it is gone: what it held on a device is free then. One that does not
-    /// end by itself is killed.
-    pub fn end(mut self) {
-        self.stdin = None;
-        let patience = Instant::now() + LAST_WORDS;
-        while matches!(self.child.try_wait(), Ok(None)) {
-            if Instant::now() > patience {
-                let _ = self.child.kill();
-            }
-            thread::sleep(Duration::from_millis(10));
+    /// Ends them where they are, all at once, and waits until they are gone: what they held on devices is free then.
+    /// Those that do not end by themselves are killed.
+    pub fn end_all(mut workers: Vec<Self>) {
+        for worker in &mut workers {
+            worker.stdin = None;
         }
-        for reader in self.readers.drain(..) {
-            let _ = reader.join();
+        let patience = Instant::now() + LAST_WORDS;
+        for worker in &mut workers {
+            while matches!(worker.child.try_wait(), Ok(None)) {
+                if Instant::now() > patience {
+                    let _ = worker.child.kill();
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            for reader in worker.readers.drain(..) {
+                let _ = reader.join();
+            }
         }
     }
 
@@ -282,6 +288,7 @@ impl Worker {
         Err(WorkerError::Died {
             cause,
             kind,
+            killed: status.signal().is_some(),
             tail,
             log: self.log,
         })

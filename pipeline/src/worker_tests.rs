@@ -122,7 +122,7 @@ fn a_worker_that_is_ended_is_gone() -> Outcome {
         let worker = shell(script, None)?;
         let pid = rustix::process::Pid::from_raw(worker.child.id() as i32).ok_or("no pid")?;
         let started = Instant::now();
-        worker.end();
+        Worker::end_all(vec![worker]);
         assert!(rustix::process::test_kill_process(pid).is_err(), "{script}");
         assert!(started.elapsed() < LAST_WORDS * 3, "{script}");
     }

@@ -2,11 +2,16 @@
 //! Needs no libtorch itself.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::anyhow;
+use clap::Args;
 use recipe::request::ProbeReport;
+use runtime::RunFolder;
+use runtime::files::write_bytes;
+use runtime::run_lock::host_name;
 
 use super::{last_line, print};
 use crate::failure::{Failure, Outcome};
@@ -49,12 +54,36 @@ impl Finding {
     }
 }
 
+/// Say what libtorch and devices are found, and what is wrong otherwise
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  rlhf doctor
+  rlhf doctor --gpus 8
+
+Needs no libtorch itself. Exit code 1 if something is wrong. `rlhf submit` runs it on a node of the cluster first,
+which then must see the run folder and its token.")]
+pub struct DoctorArgs {
+    /// GPUs that must be there.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub gpus: usize,
+    /// A run folder that must be seen and written to.
+    #[arg(long, value_name = "DIR", requires = "token")]
+    pub run_dir: Option<PathBuf>,
+    /// What `cluster/token` in it must say: the version of rlhf that submits, and more.
+    #[arg(long, value_name = "TOKEN", requires = "run_dir")]
+    pub token: Option<String>,
+}
+
 /// Prints the findings.
 ///
 /// # Errors
 /// Something is wrong; it is on standard output, with the remedy.
-pub fn run() -> Outcome {
-    let findings = examine();
+pub fn run(args: &DoctorArgs) -> Outcome {
+    let mut findings = examine(args.gpus);
+    if let (Some(run), Some(token)) = (&args.run_dir, &args.token) {
+        findings.push(run_folder_finding(&RunFolder::at(run), token));
+    }
     // A reader that has seen enough (`| head`) is no failure.
     let _ = print(report(&findings).trim_end());
     let wrong = findings
@@ -68,7 +97,7 @@ pub fn run() -> Outcome {
     }
 }
 
-fn examine() -> Vec<Finding> {
+fn examine(gpus: usize) -> Vec<Finding> {
     let mut findings = vec![platform()];
     let libtorch = libtorch::find(&Places::of_this_process());
     let program = worker::program();
@@ -76,11 +105,57 @@ fn examine() -> Vec<Finding> {
     findings.push(worker_finding(&program));
     if let (Ok(libtorch), Ok(_)) = (&libtorch, &program) {
         match probe(libtorch) {
-            Ok(report) => findings.extend(probe_findings(&report, libtorch)),
+            Ok(report) => {
+                findings.extend(probe_findings(&report, libtorch));
+                findings.extend(gpus_finding(report.gpus.len(), gpus));
+            }
             Err(error) => findings.push(Finding::error("probe", &error)),
         }
     }
     findings
+}
+
+/// Whether as many GPUs are there as are wanted, if any are.
+fn gpus_finding(found: usize, wanted: usize) -> Option<Finding> {
+    if wanted == 0 {
+        return None;
+    }
+    let text = format!("{found}, and {wanted} are wanted");
+    Some(if found >= wanted {
+        Finding::good("gpus", text)
+    } else {
+        let remedy =
+            "ask for nodes that have them: gpus_per_node, partition, constraint in [cluster.slurm]";
+        Finding::bad("gpus", text, remedy)
+    })
+}
+
+/// Whether this machine sees the run folder as the one that submits does, with the same program.
+fn run_folder_finding(run: &RunFolder, token: &str) -> Finding {
+    let path = run.cluster_dir().join("token");
+    let remedy = "name a --run-dir on a file system that all nodes share";
+    let shown = run.root().display();
+    match fs::read_to_string(&path) {
+        Ok(found) if found.trim() == token => {}
+        Ok(_) => return Finding::bad("run folder", format!("{shown} is another one here"), remedy),
+        Err(error) => {
+            let text = format!("cannot read {}: {error}", path.display());
+            return Finding::bad("run folder", text, remedy);
+        }
+    }
+    let here = env!("CARGO_PKG_VERSION");
+    let there = token.split('-').next().unwrap_or_default();
+    if there != here {
+        let text = format!("this is rlhf {here}, and {there} submits");
+        return Finding::bad("version", text, "the same program on all machines");
+    }
+    let trial = run.cluster_dir().join(format!("trial-{}", host_name()));
+    let written = write_bytes(&trial, token.as_bytes());
+    match written.map(|()| fs::remove_file(&trial)) {
+        Ok(Ok(())) => Finding::good("run folder", format!("{shown} is seen and written to")),
+        Ok(Err(error)) => Finding::bad("run folder", error.to_string(), remedy),
+        Err(error) => Finding::error("run folder", &error),
+    }
 }
 
 fn platform() -> Finding {
@@ -279,6 +354,26 @@ mod tests {
             }),
             ["loaded"]
         );
+    }
+
+    #[test]
+    fn gpus_and_the_run_folder_are_looked_at_where_they_are_asked_for() {
+        assert_eq!(gpus_finding(0, 0), None);
+        let wrong = |finding: Option<Finding>| finding.is_some_and(|f| f.remedy.is_some());
+        assert!(wrong(gpus_finding(7, 8)) && !wrong(gpus_finding(8, 8)));
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = RunFolder::at(dir.path());
+        let token = concat!(env!("CARGO_PKG_VERSION"), "-7");
+        let finding = |token: &str| run_folder_finding(&run, token);
+        assert!(finding(token).text.contains("cannot read"));
+        fs::create_dir(run.cluster_dir()).expect("a folder");
+        fs::write(run.cluster_dir().join("token"), token).expect("a file");
+        assert_eq!(finding(token).remedy, None);
+        assert!(finding("0.0.1-9").text.contains("is another one here"));
+        fs::write(run.cluster_dir().join("token"), "0.0.1-9").expect("a file");
+        assert!(finding("0.0.1-9").text.contains("0.0.1 submits"));
+        let files = fs::read_dir(run.cluster_dir()).expect("a folder").count();
+        assert_eq!(files, 1, "the trial is gone");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `rlhf launch`: a run as several processes, on one or several machines.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::{Args, Parser};
@@ -37,6 +38,12 @@ pub struct LaunchArgs {
     /// How long they wait for each other after that, seconds: more than the slowest may be behind.
     #[arg(long, value_name = "S", default_value_t = TIMEOUT_S, value_parser = clap::value_parser!(u64).range(1..))]
     pub timeout: u64,
+    /// The exit code where a process is killed by a signal: whoever starts this may want to start it again then.
+    #[arg(long, value_name = "CODE", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub exit_if_killed: u8,
+    /// The exit code where processes of another machine fail or are lost: theirs says whether to start again.
+    #[arg(long, value_name = "CODE", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub exit_if_lost: u8,
     /// What to run: `run CONFIG` and its options.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<String>,
@@ -69,5 +76,32 @@ pub fn run(args: &LaunchArgs) -> Outcome {
     );
     let variable = |name: &str| std::env::var(name).ok();
     let team = Team::of_nodes(args.ranks, &nodes, patience, &variable).map_err(Failure::usage)?;
-    run::run(&command, &team)
+    run::run(&command, &team, &front(args)).map_err(|failure| match failure {
+        Failure::Killed(error, _) => Failure::Killed(error, args.exit_if_killed),
+        Failure::Elsewhere(error) => Failure::Killed(error, args.exit_if_lost),
+        other => other,
+    })
+}
+
+/// The command before `run`, for the words that say how to go on.
+fn front(args: &LaunchArgs) -> String {
+    let mut command = format!("rlhf launch --ranks {}", args.ranks);
+    let numbers = [("--nodes", args.nodes), ("--node-rank", args.node_rank)];
+    for (flag, value) in numbers {
+        if let Some(value) = value {
+            let _ = write!(command, " {flag} {value}");
+        }
+    }
+    if let Some(master) = &args.master {
+        let _ = write!(command, " --master {master}");
+    }
+    let times = [
+        ("--join-timeout", args.join_timeout, JOIN_S),
+        ("--timeout", args.timeout, TIMEOUT_S),
+    ];
+    for (flag, value, _) in times.iter().filter(|(_, value, usual)| value != usual) {
+        let _ = write!(command, " {flag} {value}");
+    }
+    command.push_str(" --");
+    command
 }

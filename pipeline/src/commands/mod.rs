@@ -1,7 +1,10 @@
 //! A file per command, and what those have in common that put one request to the worker.
 
 pub mod bench;
+pub mod cancel;
 pub mod chat;
+mod cluster;
+pub mod conduct;
 pub mod doctor;
 pub mod eval;
 pub mod generate;
@@ -14,7 +17,10 @@ pub mod plan;
 pub mod pull;
 pub mod retrieval;
 pub mod run;
+mod run_words;
 pub mod score;
+pub mod status;
+pub mod submit;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

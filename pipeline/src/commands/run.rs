@@ -1,29 +1,33 @@
 //! `rlhf run`: runs the stages of a pipeline that are not done yet.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use recipe::plan::{Duration as Length, Plan, StagePlan, Task, TrainPlan};
+use recipe::plan::{Plan, StagePlan, Task};
 use runtime::files::{write_bytes, write_json};
+use runtime::run_lock::seconds_since_epoch;
 use runtime::{RunFolder, StageFolder, interrupt, logging};
 
+use super::run_words::{continuation, in_words, shown};
 use super::{TICK, find_libtorch, launch};
 use crate::checks::check_inputs;
 use crate::cli::RunArgs;
-use crate::crew::{self, End, Work};
+use crate::crew::{self, End, GPUS, Work};
 use crate::data_stages;
+use crate::failed::Failed;
 use crate::failure::{Failure, Outcome};
 use crate::fingerprint::Fingerprints;
 use crate::graph::{self, GraphError, Record, Selection, State};
 use crate::hub::{Models, run_folder};
 use crate::libtorch::Libtorch;
 use crate::team::Team;
-use crate::worker;
+use crate::worker::{self, WorkerError};
+
+/// How much earlier than this process one on another machine may begin, by its own clock, in seconds.
+const SKEW_S: u64 = 10;
 
 /// `rlhf run`: as the environment says that this process stands among others, or alone.
 ///
@@ -33,14 +37,19 @@ pub fn alone(args: &RunArgs) -> Outcome {
     let join = Duration::from_secs(launch::JOIN_S);
     let timeout = Duration::from_secs(launch::TIMEOUT_S);
     let team = Team::from_environment(join, timeout).map_err(Failure::usage)?;
-    run(args, &team)
+    run(args, &team, "rlhf")
 }
 
-/// Runs the selected stages in order. Everything that can be checked is checked before the first.
+/// Runs the selected stages in order. Everything that can be checked is checked before the first. `front` is the
+/// command before `run`.
 ///
 /// # Errors
 /// A wrong configuration or input, a folder in use, no libtorch, a stage that fails, an interrupt.
-pub fn run(args: &RunArgs, team: &Team) -> Outcome {
+pub fn run(args: &RunArgs, team: &Team, front: &str) -> Outcome {
+    let started = seconds_since_epoch();
+    let gpus = std::env::var(GPUS).ok();
+    team.admit_gpus(args.device.as_str(), gpus.as_deref())
+        .map_err(Failure::usage)?;
     let models = Models::default();
     let plan = models.plan(&args.source, args.run_dir.as_deref())?;
     let wanted = selection(args);
@@ -49,10 +58,11 @@ pub fn run(args: &RunArgs, team: &Team) -> Outcome {
     let root = run_folder(args.run_dir.as_deref(), &plan.name);
     let root = std::path::absolute(&root).unwrap_or(root);
     let run = RunFolder::open_or_create(&root).map_err(Failure::run)?;
-    let _lock = if team.leads() {
-        Some(run.lock().map_err(Failure::run)?)
-    } else {
-        None
+    let _lock = match &args.only {
+        _ if !team.leads() => None,
+        // Stages that do not need each other may run side by side, each by a command of its own.
+        Some(stage) if moved.is_empty() => Some(run.lock_part(stage).map_err(Failure::run)?),
+        _ => Some(run.lock().map_err(Failure::run)?),
     };
     if !moved.is_empty() && team.size > team.here {
         return Err(Failure::usage(anyhow!(
@@ -70,9 +80,11 @@ pub fn run(args: &RunArgs, team: &Team) -> Outcome {
     let session = Session {
         args,
         team,
+        front,
         plan: &plan,
         run: &run,
         libtorch: prepare(&selected, &models)?,
+        started,
     };
     interrupt::install().context("cannot listen for signals")?;
     logging::init(
@@ -81,15 +93,49 @@ pub fn run(args: &RunArgs, team: &Team) -> Outcome {
     );
     session.announce(&selected);
     session.move_aside(&moved)?;
-    let text = plan.to_toml().map_err(Failure::run)?;
     if team.leads() {
-        write_bytes(&run.plan_path(), text.as_bytes()).map_err(Failure::run)?;
+        record(&plan, &run, args.only.as_deref())?;
     }
     for (stage, _) in &selected {
-        session.bring_to_an_end(stage)?;
+        let ended = session.bring_to_an_end(stage);
+        if let Err(failure) = &ended {
+            Failed::note(failure, &run.stage(&stage.name));
+        }
+        ended?;
     }
     eprintln!("done: {}; see `rlhf inspect {}`", plan.name, shown(&root));
     Ok(())
+}
+
+/// Writes the plan into its run folder; `own` is the stage that this process has locked, if it is only one.
+///
+/// # Errors
+/// It cannot be written; or it says something else of a stage that somebody runs, whose workers read it there.
+pub fn record(plan: &Plan, run: &RunFolder, own: Option<&str>) -> Outcome {
+    let text = plan.to_toml().map_err(Failure::run)?;
+    let path = run.plan_path();
+    let _lock = run.lock_plan().map_err(Failure::run)?;
+    let found = fs::read_to_string(&path).unwrap_or_default();
+    if found == text {
+        return Ok(());
+    }
+    if let Ok(found) = Plan::from_toml(&found) {
+        let differs =
+            |stage: &&StagePlan| found.seed != plan.seed || plan.stage(&stage.name) != Some(*stage);
+        let mut others = found
+            .stages
+            .iter()
+            .filter(|stage| Some(stage.name.as_str()) != own && run.is_part_held(&stage.name));
+        if let Some(stage) = others.find(differs) {
+            return Err(Failure::usage(anyhow!(
+                "stage `{}` is being run in {} with other settings\n  hint: give all commands in a run folder the same \
+                 settings (--set), wait for it, or take another --run-dir",
+                stage.name,
+                shown(run.root())
+            )));
+        }
+    }
+    write_bytes(&path, text.as_bytes()).map_err(Failure::run)
 }
 
 fn selection(args: &RunArgs) -> Selection {
@@ -123,9 +169,12 @@ fn prepare(selected: &[(&StagePlan, State)], models: &Models) -> Outcome<Option<
 struct Session<'a> {
     args: &'a RunArgs,
     team: &'a Team,
+    front: &'a str,
     plan: &'a Plan,
     run: &'a RunFolder,
     libtorch: Option<Libtorch>,
+    /// Since when this process runs, in seconds since the epoch.
+    started: u64,
 }
 
 impl Session<'_> {
@@ -194,6 +243,9 @@ impl Session<'_> {
             }
             State::ToDo | State::Continue(_) => {}
         }
+        if self.team.leads() {
+            Failed::forget(&folder).map_err(Failure::run)?;
+        }
         let record = Record::of(&fingerprint);
         tracing::info!(stage = stage.name, hash = record.hash, "begins");
         if matches!(stage.task, Task::Import(_) | Task::Tokenizer(_)) {
@@ -224,10 +276,18 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Waits for a stage that the first machine does alone.
+    /// Waits for a stage that the first machine does alone, or has failed at already.
     fn wait_for(&self, folder: &StageFolder) -> Outcome {
         let end = Instant::now() + self.team.timeout;
+        let since = self.started.saturating_sub(SKEW_S);
         while !folder.done_path().exists() {
+            if let Some(failed) = Failed::since(folder, since) {
+                return Err(Failure::Elsewhere(anyhow!(
+                    "the first machine ({}) failed: {}",
+                    failed.host,
+                    failed.error
+                )));
+            }
             if interrupt::requested() {
                 return Err(self.interrupted());
             }
@@ -267,9 +327,17 @@ impl Session<'_> {
             Ok(End::Interrupted) => Err(self.interrupted()),
             Err(error) => {
                 tracing::error!(stage = stage.name, "{error:#}");
-                Err(error
-                    .context(format!("stage `{}` failed", stage.name))
-                    .into())
+                let kind = error.downcast_ref::<WorkerError>();
+                let (killed, elsewhere) = (
+                    matches!(kind, Some(WorkerError::Died { killed: true, .. })),
+                    matches!(kind, Some(WorkerError::LostOthers(_))),
+                );
+                let error = error.context(format!("stage `{}` failed", stage.name));
+                Err(match (killed, elsewhere) {
+                    (true, _) => Failure::Killed(error, 1),
+                    (_, true) => Failure::Elsewhere(error),
+                    _ => Failure::Run(error),
+                })
             }
         }
     }
@@ -277,93 +345,7 @@ impl Session<'_> {
     fn interrupted(&self) -> Failure {
         Failure::Interrupted(format!(
             "everything is saved; continue with: {}",
-            continuation(self.args)
+            continuation(self.front, self.args)
         ))
-    }
-}
-
-/// The command that continues: the same one, without restarts.
-fn continuation(args: &RunArgs) -> String {
-    let mut command = format!("rlhf run {}", args.source.config.display());
-    let flags = [
-        ("--only", &args.only),
-        ("--kind", &args.kind),
-        ("--until", &args.until),
-    ];
-    for (flag, value) in flags {
-        if let Some(value) = value {
-            let _ = write!(command, " {flag} {value}");
-        }
-    }
-    for (key, value) in &args.source.overrides {
-        let _ = write!(command, " --set '{key}={value}'");
-    }
-    if let Some(dir) = &args.run_dir {
-        let _ = write!(command, " --run-dir {}", dir.display());
-    }
-    if args.device != crate::values::Device::default() {
-        let _ = write!(command, " --device {}", args.device.as_str());
-    }
-    if args.deterministic {
-        command.push_str(" --deterministic");
-    }
-    command
-}
-
-/// Relative to the working directory where that is shorter.
-fn shown(path: &Path) -> String {
-    let here = std::env::current_dir().unwrap_or_default();
-    let short: PathBuf = path.strip_prefix(here).unwrap_or(path).into();
-    short.display().to_string()
-}
-
-fn in_words(task: &Task) -> String {
-    match task {
-        Task::Import(import) => match &import.path {
-            Some(path) => format!("convert {} ({})", shown(path), import.format),
-            None => format!("make data ({})", import.format),
-        },
-        Task::Tokenizer(plan) => format!("train a tokenizer of {} tokens", plan.vocab_size),
-        Task::Pretrain(plan) => format!("train a base model, {}", length(&plan.train)),
-        Task::Sft(plan) => format!("fine-tune on demonstrations, {}", length(&plan.train)),
-        Task::Label(plan) => format!(
-            "sample {} responses to each of {} prompts and rank them",
-            plan.responses,
-            plan.num_prompts + plan.num_heldout
-        ),
-        Task::Reward(plan) => format!("train a reward model on rankings, {}", length(&plan.train)),
-        Task::Ppo(plan) => format!(
-            "optimise the policy by PPO, {} iterations of {} episodes",
-            plan.iterations, plan.batch
-        ),
-    }
-}
-
-fn length(train: &TrainPlan) -> String {
-    match train.duration {
-        Length::Steps(steps) => format!("{steps} steps of {}", train.batch),
-        Length::Epochs(epochs) => format!("{epochs} epochs in steps of {}", train.batch),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::{Cli, Command};
-    use clap::Parser;
-
-    #[test]
-    fn the_continuation_is_the_command_without_restarts() {
-        let line = "rlhf run a.toml --until sft --restart sft --set b=1 --run-dir r --device cpu --deterministic";
-        let Ok(Cli {
-            command: Command::Run(args),
-        }) = Cli::try_parse_from(line.split(' '))
-        else {
-            panic!("must parse")
-        };
-        let expected =
-            "rlhf run a.toml --until sft --set 'b=1' --run-dir r --device cpu --deterministic";
-        assert_eq!(continuation(&args), expected);
-        assert_eq!(selection(&args), Selection::Until("sft".into()));
     }
 }

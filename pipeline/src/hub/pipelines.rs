@@ -1,8 +1,10 @@
 //! `hub:` references: those of a pipeline's configuration, and those of a command line.
 
 use std::cell::{Cell, OnceCell};
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, anyhow};
 use recipe::hub::{HUB_PREFIX, HubFolder, HubQuery, HubReference};
 use recipe::plan::{Plan, Source, StagePlan};
 
@@ -28,13 +30,23 @@ impl From<HubError> for Failure {
 }
 
 impl Models {
-    /// The plan of a configuration. A model on the hub is resolved once: to the commit that the run in
+    /// The plan of a configuration, or one that was saved (a run folder's `plan.toml`). A model on the hub is resolved once: to the commit that the run in
     /// `run_dir` (or the usual folder of its name) recorded, else to the one that its revision is now.
     /// Fetched is what describes it, and no weights.
     ///
     /// # Errors
     /// A configuration that is wrong, or a model that the hub does not give.
     pub fn plan(&self, source: &ConfigArgs, run_dir: Option<&Path>) -> Outcome<Plan> {
+        if let Some(plan) = saved(&source.config) {
+            return match source.overrides.first() {
+                None => plan.map_err(Failure::usage),
+                Some((key, _)) => Err(Failure::usage(anyhow!(
+                    "--set {key}: {} is a plan, in which every number is resolved\n  hint: set keys of the configuration that \
+                     it was made from",
+                    source.config.display()
+                ))),
+            };
+        }
         let outside = Cell::new(false);
         let find = |query: &HubQuery<'_>| {
             self.describe(query, run_dir).map_err(|error| {
@@ -121,6 +133,16 @@ impl Models {
         let hub = Hub::from_env()?;
         Ok(self.hub.get_or_init(|| hub))
     }
+}
+
+/// The plan in a file that is none of a pipeline but a plan that was saved.
+fn saved(path: &Path) -> Option<anyhow::Result<Plan>> {
+    let text = fs::read_to_string(path).ok()?;
+    let table: toml::Table = text.parse().ok()?;
+    table.contains_key("format_version").then(|| {
+        let plan = Plan::from_toml(&text);
+        plan.with_context(|| path.display().to_string())
+    })
 }
 
 /// The run folder: the one that is said, else `runs/NAME`.

@@ -17,7 +17,7 @@ mod html;
 mod number;
 mod read;
 mod run;
-mod table;
+pub mod table;
 mod terminal;
 
 use std::fmt::Write as _;
@@ -35,8 +35,9 @@ use crate::failure::{Failure, Outcome};
 pub use evaluation::Evaluation;
 use figures::Section;
 use read::read_runs;
-pub use read::{not_a_run_folder, read_plan};
+pub use read::{not_a_run_folder, read_plan, read_run};
 use run::Run;
+pub use run::{Stage, State as StageState};
 pub use terminal::Screen;
 
 /// Between two drawings of `--follow`.

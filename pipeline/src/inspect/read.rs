@@ -1,6 +1,6 @@
 //! A run folder, read from disk.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -9,6 +9,7 @@ use recipe::plan::{Duration, Plan, StagePlan, Task};
 use runtime::manifest::Manifest;
 use runtime::metrics::read_metrics;
 use runtime::run_folder::PLAN;
+use runtime::run_lock::is_held;
 
 use super::evaluation::Evaluation;
 use super::run::{Run, Stage, State};
@@ -183,9 +184,14 @@ fn last_change(folder: &Path) -> Option<SystemTime> {
         .max()
 }
 
-/// Marks the stage that the process holding the run's lock works on: of those that were started
-/// and are not done, the one that wrote last.
+/// Marks the stages that processes work on: those whose own lock is held, or where the run's is, the one that wrote
+/// last of those that were started and are not done.
 fn mark_running(root: &Path, stages: &mut [Stage]) {
+    for stage in stages.iter_mut().filter(|stage| stage.state != State::Done) {
+        if is_held(&root.join(&stage.name).join("lock")) {
+            stage.state = State::Running;
+        }
+    }
     if !is_held(&root.join("lock")) {
         return;
     }
@@ -195,14 +201,6 @@ fn mark_running(root: &Path, stages: &mut [Stage]) {
     if let Some(stage) = open.max_by_key(|stage| last_change(&root.join(&stage.name))) {
         stage.state = State::Running;
     }
-}
-
-/// Whether a process holds the lock. A shared lock is tried and given back at once.
-fn is_held(lock: &Path) -> bool {
-    let Ok(file) = File::open(lock) else {
-        return false;
-    };
-    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
 /// The folder's own name, also for `.` and `..`.
@@ -217,6 +215,8 @@ fn folder_name(root: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn run_with_metrics(lines: &str) -> tempfile::TempDir {
@@ -249,6 +249,12 @@ mod tests {
         let lock = File::create(dir.path().join("lock")).expect("a file");
         assert_eq!(stage_state(), State::Stopped);
         lock.lock().expect("a lock");
+        assert_eq!(stage_state(), State::Running);
+        lock.unlock().expect("unlocked");
+        assert_eq!(stage_state(), State::Stopped);
+        // One of several that run side by side holds its own.
+        let own = File::create(dir.path().join("sft/lock")).expect("a file");
+        own.lock().expect("a lock");
         assert_eq!(stage_state(), State::Running);
         fs::write(dir.path().join("sft/done.json"), "{}").expect("a file");
         assert_eq!(stage_state(), State::Done);

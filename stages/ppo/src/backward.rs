@@ -76,7 +76,7 @@ pub fn policy_backward(
     terms: &Terms,
     done: impl FnMut(usize) -> Result<(), TrainerError>,
 ) -> Result<PolicyPass, TrainerError> {
-    let (hidden_btd, tape) = policy.record(&batch.input, &terms.record);
+    let (hidden_btd, tape) = policy.record(&batch.input, &terms.record)?;
     let logprobs_br = model::response_logprobs(
         policy,
         &hidden_btd,
@@ -116,7 +116,7 @@ pub fn value_backward(
     terms: &Terms,
     done: impl FnMut(usize) -> Result<(), TrainerError>,
 ) -> Result<Done, TrainerError> {
-    let (hidden_btd, tape) = value.record(&batch.input, &terms.record);
+    let (hidden_btd, tape) = value.record(&batch.input, &terms.record)?;
     let loss = loss_of_values(value, &hidden_btd, batch, terms);
     (&loss.sum / terms.tokens).backward();
     tape.backward_by_block(value, done)?;

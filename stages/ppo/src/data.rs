@@ -10,7 +10,8 @@ use runtime::manifest::Manifest;
 use trainer::{StageContext, TrainerError};
 
 use crate::PpoError;
-use crate::rollout::{Episode, ScoreOptions};
+use crate::rollout::Episode;
+use crate::scoring::ScoreOptions;
 
 /// Everything that is run forward: policy and value model are trained, the others are frozen.
 pub struct Models {

@@ -10,7 +10,8 @@ use trainer::{LmRow, StageContext};
 
 use crate::PpoError;
 use crate::data::Models;
-use crate::rollout::{self, Episode, ScoreOptions};
+use crate::rollout::{self, Episode};
+use crate::scoring::{self, ScoreOptions};
 
 /// Held-out prompts and text, chosen once.
 pub struct Heldout {
@@ -91,13 +92,13 @@ pub fn evaluate(
     let micro_batch = ctx.plan.execution.micro_batch;
     let own = rollout::share(&ctx.ranks, heldout.prompts.clone(), 0);
     let mut episodes = rollout::collect(models, &own, &options)?;
-    rollout::score(models, &mut episodes, &score_options(ctx, plan))?;
-    rollout::reference_logprobs(
+    scoring::score(models, &mut episodes, &score_options(ctx, plan))?;
+    scoring::reference_logprobs(
         models,
         &mut episodes,
         plan.sampling.temperature,
         micro_batch,
-    );
+    )?;
     let episodes = rollout::gather(&ctx.ranks, episodes)?;
     let measured = objective(&episodes, plan.gold.map(GoldRule::from));
     let names = [

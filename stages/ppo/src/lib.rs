@@ -12,7 +12,7 @@
 //! (seed, episode, token), so a run that was killed goes on as if it had not been.
 //!
 //! Reading order: [`run`] (the loop: collect, score, shape, estimate, update, observe), [`rollout`],
-//! [`advantage`], [`update`], [`backward`], [`loss`], [`evaluate`], [`record`].
+//! [`scoring`], [`advantage`], [`update`], [`backward`], [`loss`], [`evaluate`], [`record`].
 
 pub mod advantage;
 pub mod backward;
@@ -24,6 +24,7 @@ pub mod loss;
 pub mod record;
 pub mod rollout;
 mod run;
+pub mod scoring;
 pub mod update;
 
 pub use error::PpoError;

@@ -7,11 +7,10 @@
 //! Shapes: `b` episodes, `t` columns of prompt and response, `r` response columns.
 
 use datasets::collate::{PromptExample, pad_pairs};
-use datasets::{Message, Overlong, Reply};
+use datasets::{Message, Reply};
 use generation::{Finish, Request, Sample, SamplingOptions};
-use judge::likelihood::{of_responses, truncated};
+use judge::likelihood::truncated;
 use model::{Input, Model};
-use recipe::plan::EosRule;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use torch_ext::wide_kind;
@@ -131,6 +130,7 @@ pub fn collect(
             episode: *episode,
         })
         .collect();
+    let _whole = models.policy.whole()?;
     let samples = if models.value_on_trunk {
         generation::generate_with_values(&models.policy, &models.value, &requests, options)?
     } else {
@@ -189,83 +189,6 @@ fn new_episode(
         advantages: Vec::new(),
         returns: Vec::new(),
     })
-}
-
-/// How episodes are scored.
-#[derive(Debug, Clone, Copy)]
-pub struct ScoreOptions {
-    /// What becomes of the score of a response that made no EOS.
-    pub eos_rule: EosRule,
-    /// What happens where a reward model of another tokenizer cannot hold prompt and response:
-    /// [`Overlong::Error`] stops, the others shorten the prompt.
-    pub overlong: Overlong,
-    /// Rows per forward pass, at most.
-    pub micro_batch: usize,
-}
-
-/// Scores by the reward models: `score_raw`, and `score` after each model's normalising shift and
-/// the EOS rule.
-///
-/// A response that was cut off is scored with EOS behind it: a reward model has learned to read its
-/// score at the end of a turn, and at any other token its number has no meaning.
-///
-/// # Errors
-/// Where a reward model fails.
-pub fn score(
-    models: &Models,
-    episodes: &mut [Episode],
-    options: &ScoreOptions,
-) -> Result<(), PpoError> {
-    for (index, reward) in models.rewards.iter().enumerate() {
-        let (raw, num_shortened) = reward.score(episodes, &models.tokenizer, options)?;
-        if num_shortened > 0 {
-            tracing::warn!(
-                "reward[{index}]: {num_shortened} of {} prompts were shortened to fit into it",
-                episodes.len()
-            );
-        }
-        for (episode, raw) in episodes.iter_mut().zip(raw) {
-            episode.score_raw += reward.weight * raw;
-            episode.score += reward.weight * reward.judge.model().normalized(raw);
-        }
-    }
-    for episode in episodes.iter_mut().filter(|e| !e.has_eos) {
-        episode.score = options.eos_rule.without_eos(episode.score);
-    }
-    Ok(())
-}
-
-/// Log-probabilities under the reference, for every response token.
-pub fn reference_logprobs(
-    models: &Models,
-    episodes: &mut [Episode],
-    temperature: f64,
-    micro_batch: usize,
-) {
-    let rows = judge::response_logprobs(
-        &models.reference,
-        &pairs(episodes),
-        models.tokenizer.pad_id(),
-        temperature,
-        micro_batch,
-    );
-    for (episode, row) in episodes.iter_mut().zip(rows) {
-        episode.reference_logprobs = row;
-    }
-}
-
-/// Values before each response token, by a value model of its own.
-pub fn values(models: &Models, episodes: &mut [Episode], micro_batch: usize) {
-    let rows = of_responses(
-        &models.value,
-        &pairs(episodes),
-        models.tokenizer.pad_id(),
-        micro_batch,
-        |value, hidden_btd, _, start| response_values(value, hidden_btd, start),
-    );
-    for (episode, row) in episodes.iter_mut().zip(rows) {
-        episode.values = row;
-    }
 }
 
 /// The value before token r stands where the logits of token r do: one position earlier. It predicts
@@ -343,7 +266,7 @@ pub fn to_batch(
     }
 }
 
-fn pairs(episodes: &[Episode]) -> Vec<(&[u32], &[u32])> {
+pub(crate) fn pairs(episodes: &[Episode]) -> Vec<(&[u32], &[u32])> {
     episodes
         .iter()
         .map(|e| (&e.prompt_ids[..], &e.response_ids[..]))

@@ -1,6 +1,5 @@
 //! The loop: collect, score, shape, estimate, update, observe.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use datasets::Split;
@@ -21,6 +20,7 @@ use crate::evaluate::{Heldout, TEXT_ROWS, evaluate, objective, options, score_op
 use crate::kl::KlController;
 use crate::record::{RecordContext, write_rollouts};
 use crate::rollout::{self, Episode};
+use crate::scoring;
 use crate::update::{Lesson, Report, Steppers, update};
 
 /// What a snapshot holds beside tensors.
@@ -131,15 +131,15 @@ impl<'a> Ppo<'a> {
         let mut episodes = rollout::collect(models, &own, &options)?;
         metrics.insert("time/sample", started.elapsed().as_secs_f64());
         let started = Instant::now();
-        rollout::score(models, &mut episodes, &score_options(self.ctx, plan))?;
-        rollout::reference_logprobs(
+        scoring::score(models, &mut episodes, &score_options(self.ctx, plan))?;
+        scoring::reference_logprobs(
             models,
             &mut episodes,
             plan.sampling.temperature,
             micro_batch,
-        );
+        )?;
         if !models.value_on_trunk {
-            rollout::values(models, &mut episodes, micro_batch);
+            scoring::values(models, &mut episodes, micro_batch)?;
         }
         let mut episodes = rollout::gather(ranks, episodes)?;
         rollout::estimate(&mut episodes, self.state.kl.coef, plan.gamma, plan.lambda);
@@ -323,12 +323,7 @@ impl Steppers {
         let updates_per_iteration = plan.inner_epochs * plan.batch / plan.minibatch;
         let updates = plan.iterations * updates_per_iteration as u64;
         let stepper = |trained: &[&Model], optimizer| {
-            let mut params = BTreeMap::new();
-            for model in trained {
-                model.set_trainable(true);
-                params.extend(model.trainable());
-            }
-            Stepper::divided(&params, optimizer, updates, ctx.division())
+            Stepper::divided(trained, optimizer, updates, ctx.division())
                 .with_nonfinite_skip(plan.nonfinite_skip)
         };
         let mut with_policy = vec![&models.policy];

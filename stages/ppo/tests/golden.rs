@@ -319,7 +319,9 @@ fn ppo_backward(golden: &Golden, model: &Model) -> f64 {
         dropout: 0.0,
         dropout_key: 0,
     };
-    let (hidden_btd, tape) = model.record(&Input::dense(ids_bt.shallow_clone()), &options);
+    let (hidden_btd, tape) = model
+        .record(&Input::dense(ids_bt.shallow_clone()), &options)
+        .expect("a pass");
     let start = golden.integers("ptx.response_start")[0];
     let logprobs_br = model::response_logprobs(model, &hidden_btd, &ids_bt, start, temperature);
     assert_equal(

@@ -24,7 +24,13 @@ pub fn run(ctx: &StageContext, plan: &PretrainPlan) -> Result<Outcome, PretrainE
         .first_alone(|| Data::open(ctx, plan, &tokenizer))?;
     let model = match &plan.start {
         Some(start) => ctx.load_to_continue(start, &plan.model)?,
-        None => Model::init(&plan.model, Head::Token, ctx.seed, ctx.device, ctx.kind),
+        None => ctx.divide(Model::init(
+            &plan.model,
+            Head::Token,
+            ctx.seed,
+            ctx.device,
+            ctx.kind,
+        )),
     };
     let options = LmOptions::new(ctx, tokenizer.pad_id(), 1.0);
     let mut session = Session::open(ctx, &plan.train, model, tokenizer, data.num_rows())?;

@@ -20,13 +20,16 @@ pub(crate) fn evaluate(
     let (mut loss, mut all_margins) = ([0.0], Vec::new());
     let mut examples: Vec<&ComparisonExample> = examples.iter().collect();
     examples.sort_by_key(|example| longest(example));
+    let _whole = model.whole()?;
     for micro in ranks.share(&examples).chunks(micro_batch) {
         let pairs = PairIndex::new(micro.iter().map(|e| (e.responses.len(), &e.pairs[..])));
-        no_grad(|| {
-            let scores_n = last_token_scores(model, micro, pad_id, |input| model.hidden(input));
+        no_grad(|| -> Result<(), TrainerError> {
+            let hidden = |input: &_| Ok(model.hidden(input));
+            let scores_n = last_token_scores(model, micro, pad_id, hidden)?;
             loss[0] += kwise_loss(&scores_n, &pairs).double_value(&[]);
             all_margins.extend(to_vec(&margins(&scores_n, &pairs)));
-        });
+            Ok(())
+        })?;
     }
     ranks.sum(&mut loss)?;
     let loss = loss[0] / examples.len() as f64;

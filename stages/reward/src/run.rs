@@ -13,7 +13,7 @@ use runtime::metrics::Metrics;
 use runtime::seeds;
 use runtime::statistics::{deviation, mean};
 use tch::Tensor;
-use trainer::{Outcome, Session, StageContext};
+use trainer::{Outcome, Session, StageContext, TrainerError};
 
 use crate::RewardError;
 use crate::data::Data;
@@ -96,10 +96,10 @@ fn backward(
         let pairs = PairIndex::new(micro.iter().map(|e| (e.responses.len(), &e.pairs[..])));
         let mut tape = None;
         let scores_n = last_token_scores(&session.model, micro, pad_id, |input| {
-            let (hidden_ntd, recorded) = session.model.record(input, &options);
+            let (hidden_ntd, recorded) = session.model.record(input, &options)?;
             tape = Some(recorded);
-            hidden_ntd
-        });
+            Ok(hidden_ntd)
+        })?;
         let loss = kwise_loss(&scores_n, &pairs);
         (&loss / batch.len() as f64).backward();
         if let Some(tape) = tape {
@@ -134,8 +134,8 @@ pub(crate) fn last_token_scores(
     model: &Model,
     examples: &[&ComparisonExample],
     pad_id: u32,
-    hidden: impl FnOnce(&Input) -> Tensor,
-) -> Tensor {
+    hidden: impl FnOnce(&Input) -> Result<Tensor, TrainerError>,
+) -> Result<Tensor, TrainerError> {
     let rows: Vec<&[u32]> = examples
         .iter()
         .flat_map(|e| e.responses.iter().map(Vec::as_slice))
@@ -143,8 +143,8 @@ pub(crate) fn last_token_scores(
     let padded = pad(&rows, Side::Right, pad_id, None);
     let lengths: Vec<usize> = rows.iter().map(|row| row.len()).collect();
     let input = Input::from_padded(&padded, model.device()).wanted_last(&lengths);
-    let hidden_ntd = hidden(&input);
-    model.scalar_at_last(&hidden_ntd, &lengths)
+    let hidden_ntd = hidden(&input)?;
+    Ok(model.scalar_at_last(&hidden_ntd, &lengths))
 }
 
 /// Shifts the reward so that `rows` score 0 on average (Ouyang et al. 2022, C.2).
@@ -156,7 +156,9 @@ fn normalise(
 ) -> Result<(), RewardError> {
     let ranks = &session.ctx.ranks;
     let judge = RewardJudge::new(session.model.share())?;
+    let whole = session.model.whole().map_err(TrainerError::from)?;
     let own = judge.score(&ranks.share(rows), pad_id, micro_batch)?;
+    drop(whole);
     let scores = ranks.gather(own)?;
     let model = &mut session.model;
     model.reward_shift = -mean(&scores);

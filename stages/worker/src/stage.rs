@@ -4,14 +4,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use recipe::memory::Place;
+use recipe::memory::{Place, Site};
 use recipe::plan::{Plan, StagePlan, Task};
 use runtime::events::{Event, emit};
 use runtime::hash::hash_file;
 use runtime::ranks;
 use runtime::run_folder::RunFolder;
 use tch::Device;
-use trainer::{Outcome, Patience, Ranks, StageContext};
+use torch_ext::TorchError;
+use trainer::{Identity, Outcome, Patience, Ranks, StageContext};
 
 /// How a stage is run here.
 pub struct Launch<'a> {
@@ -29,7 +30,7 @@ pub struct Launch<'a> {
 pub fn run(run_dir: &Path, name: &str, launch: &Launch) -> Result<ExitCode> {
     let device = crate::compute::device(launch.device)?;
     // Before anything is read: the first rank's front has written it by then.
-    let ranks = join(device, launch)?;
+    let ranks = join(name, device, launch)?;
     let run = RunFolder::open_or_create(run_dir)?;
     let text = std::fs::read_to_string(run.plan_path())
         .with_context(|| format!("{}", run.plan_path().display()))?;
@@ -49,17 +50,11 @@ pub fn run(run_dir: &Path, name: &str, launch: &Launch) -> Result<ExitCode> {
         "started"
     );
     if device == Device::Cpu {
-        save_memory(&plan, stage);
+        let (place, ranks) = (Place::Cpu, ranks.size());
+        save_memory(&plan, stage, Site { place, ranks });
     }
     let ctx = StageContext::new(run, stage.clone(), plan.seed, device, ranks)?;
-    let outcome = match &ctx.plan.task {
-        Task::Pretrain(task) => pretrain::run(&ctx, task)?,
-        Task::Sft(task) => sft::run(&ctx, task)?,
-        Task::Label(task) => label::run(&ctx, task)?,
-        Task::Reward(task) => reward::run(&ctx, task)?,
-        Task::Ppo(task) => ppo::run(&ctx, task)?,
-        Task::Import(_) | Task::Tokenizer(_) => bail!("stage `{name}` needs no worker"),
-    };
+    let outcome = run_task(&ctx).map_err(|error| with_others(&ctx, error))?;
     let interrupted = outcome == Outcome::Interrupted;
     emit(&Event::Finished {
         stage: name.to_owned(),
@@ -68,14 +63,41 @@ pub fn run(run_dir: &Path, name: &str, launch: &Launch) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn join(device: Device, launch: &Launch) -> Result<Ranks> {
+fn run_task(ctx: &StageContext) -> Result<Outcome> {
+    Ok(match &ctx.plan.task {
+        Task::Pretrain(task) => pretrain::run(ctx, task)?,
+        Task::Sft(task) => sft::run(ctx, task)?,
+        Task::Label(task) => label::run(ctx, task)?,
+        Task::Reward(task) => reward::run(ctx, task)?,
+        Task::Ppo(task) => ppo::run(ctx, task)?,
+        Task::Import(_) | Task::Tokenizer(_) => {
+            bail!("stage `{}` needs no worker", ctx.plan.name)
+        }
+    })
+}
+
+/// An error of communication with what is known of the other ranks, where it comes from below the trainer (the weights of
+/// a divided model).
+fn with_others(ctx: &StageContext, error: anyhow::Error) -> anyhow::Error {
+    let torch = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(torch @ TorchError::Communication { .. }) => Some(torch),
+        _ => None,
+    });
+    match torch {
+        Some(torch) => ctx.ranks.explain(torch).into(),
+        None => error,
+    }
+}
+
+fn join(stage: &str, device: Device, launch: &Launch) -> Result<Ranks> {
     let Some(place) = ranks::Place::from_environment()?.filter(|place| place.size > 1) else {
         return Ok(Ranks::alone());
     };
     // A program of other sources has other bytes.
     let program = hash_file(&std::env::current_exe()?)?;
-    let identity = format!("plan {:.12} with program {program:.12}", launch.hash);
-    Ok(Ranks::join(&place, device, &identity, launch.patience)?)
+    let work = format!("plan {:.12} with program {program:.12}", launch.hash);
+    let identity = Identity { stage, work: &work };
+    Ok(Ranks::join(&place, device, identity, launch.patience)?)
 }
 
 /// A stage that will have more than this in memory gives back each tensor's as soon as it is freed, so that it has what
@@ -86,8 +108,8 @@ const GIVEN_BACK_BYTES: usize = 1 << 20;
 /// The user's own word on it, which glibc reads.
 const MMAP_THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
 
-fn save_memory(plan: &Plan, stage: &StagePlan) {
-    let is_large = recipe::peak_bytes(plan, stage, Place::Cpu) > LARGE_BYTES;
+fn save_memory(plan: &Plan, stage: &StagePlan, site: Site) {
+    let is_large = recipe::peak_bytes(plan, stage, site) > LARGE_BYTES;
     if is_large && std::env::var_os(MMAP_THRESHOLD).is_none() {
         torch_ext::give_back_tensors(GIVEN_BACK_BYTES);
     }

@@ -124,11 +124,11 @@ fn follow(mut worker: Worker, deadline: Instant, steps: Option<u64>) -> Result<V
     let mut lines = Vec::new();
     loop {
         if interrupt::requested() {
-            worker.end();
+            Worker::end_all(vec![worker]);
             bail!("interrupted");
         }
         if Instant::now() > deadline {
-            worker.end();
+            Worker::end_all(vec![worker]);
             return Err(TimeUp.into());
         }
         match worker.receive(TICK) {
@@ -136,7 +136,7 @@ fn follow(mut worker: Worker, deadline: Instant, steps: Option<u64>) -> Result<V
             Some(Incoming::Event(Event::Progress { step, .. }))
                 if steps.is_some_and(|steps| step >= steps) =>
             {
-                worker.end();
+                Worker::end_all(vec![worker]);
                 return Ok(lines);
             }
             Some(Incoming::Closed) => {
@@ -157,7 +157,10 @@ pub(super) fn read_answer<T: serde::de::DeserializeOwned>(lines: &[String]) -> R
 /// A command of ours that failed within a part.
 pub(super) fn as_error(failure: Failure) -> anyhow::Error {
     match failure {
-        Failure::Usage(error) | Failure::Run(error) => error,
+        Failure::Usage(error)
+        | Failure::Run(error)
+        | Failure::Killed(error, _)
+        | Failure::Elsewhere(error) => error,
         Failure::Interrupted(how) => anyhow!("interrupted: {how}"),
     }
 }

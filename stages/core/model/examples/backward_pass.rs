@@ -31,9 +31,11 @@ fn main() {
             dropout: 0.0,
             dropout_key: 0,
         };
-        let (hidden, tape) = model.record(&input, &options);
-        loss(&hidden).backward();
-        if let Err(error) = tape.backward(&model) {
+        let passes = model.record(&input, &options).and_then(|(hidden, tape)| {
+            loss(&hidden).backward();
+            tape.backward(&model)
+        });
+        if let Err(error) = passes {
             panic!("{error}");
         }
     };

@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn add_gradients(model: &Model, ids: &[i64]) -> Result<(), ModelError> {
     let ids_bt = Tensor::from_slice(ids).unsqueeze(0);
     let input = Input::dense(ids_bt.shallow_clone());
-    let (hidden_btd, tape) = model.record(&input, &PLAIN);
+    let (hidden_btd, tape) = model.record(&input, &PLAIN)?;
     let loss = match model.head {
         Head::Token => -response_logprobs(model, &hidden_btd, &ids_bt, 1, 1.0).sum(Kind::Float),
         Head::Scalar => model

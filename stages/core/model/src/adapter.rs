@@ -11,7 +11,7 @@ use torch_ext::wide_kind;
 
 use crate::ModelError;
 use crate::draw::draw;
-use crate::parameters::{Parameters, copy, map};
+use crate::parameters::{Parameters, map};
 use crate::transformer::Model;
 
 /// The adapters of a model.
@@ -123,7 +123,7 @@ impl Model {
     /// A copy that shares no memory but that of codes, which never change, and is not trainable until told so.
     #[must_use]
     pub fn deep_copy(&self) -> Self {
-        self.with_parameters(self.parameters.map(copy))
+        self.with_parameters(self.parameters.deep_copy())
     }
 
     /// This model with its adapters added into the weights. What has no adapter is shared with this model. The
@@ -133,6 +133,7 @@ impl Model {
     /// # Errors
     /// As [`Model::load`], of the folder that a quantised model was read from.
     pub fn merged(&self) -> Result<Self, ModelError> {
+        self.assert_whole();
         let mut dense = map(self.params(), Tensor::shallow_clone);
         if let Some(quantized) = &self.parameters.quantized {
             dense = map(&dense, |tensor| tensor.to_device(Device::Cpu));

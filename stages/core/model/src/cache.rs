@@ -164,6 +164,7 @@ impl Model {
         rows: &mut [(&mut CachedRow, usize)],
         cache: &mut KvCache,
     ) -> Tensor {
+        self.assert_whole();
         for (row, new) in rows.iter_mut() {
             assert!(
                 *new > 0 && row.len + *new <= self.shape.max_positions,

@@ -87,9 +87,12 @@ impl Model {
     /// Takes over the numbers of what is trained of another model (converted to this one's type and device).
     ///
     /// # Panics
-    /// When the shapes, heads or adapters differ; as [`Self::trainable`].
+    /// When the shapes, heads or adapters differ; as [`Self::trainable`]; when the other one's weights are trained and divided.
     pub fn copy_from(&mut self, other: &Self) {
         let theirs = other.trainable();
+        if !other.has_adapter() {
+            other.assert_whole();
+        }
         assert!(
             self.shape == other.shape && self.head == other.head,
             "{:?} {:?} takes over {:?} {:?}",
@@ -99,9 +102,13 @@ impl Model {
             other.head
         );
         tch::no_grad(|| {
+            let divided = self.kept_slices();
             for (name, mut tensor) in self.trainable() {
-                tensor.copy_(&theirs[&name]);
+                if !divided.contains_key(&name) {
+                    tensor.copy_(&theirs[&name]);
+                }
             }
+            self.keep_slices_of(&theirs);
         });
         self.reward_shift = other.reward_shift;
     }

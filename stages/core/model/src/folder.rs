@@ -118,6 +118,7 @@ impl Model {
         shard_bytes: u64,
     ) -> Result<(), ModelError> {
         assert!(!self.has_adapter(), "adapters are saved apart or merged");
+        self.assert_whole();
         if self.is_quantized() {
             return Err(ModelError::Quantized { path: dir.into() });
         }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use recipe::tensors::SCALAR_HEAD;
 use tch::Tensor;
 
 use crate::adapter::Adapter;
 use crate::quantized::QuantizedMatrix;
+use crate::shards::Shards;
 
 /// The parameters of a model. One that is quantised is frozen: nothing is trained of it but adapters.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub(crate) struct Parameters {
     pub(crate) quantized: Option<Quantized>,
     /// What is trained in place of all these, where there is such a thing.
     pub(crate) adapter: Option<Adapter>,
+    /// Where blocks are divided among ranks.
+    pub(crate) shards: Option<Rc<Shards>>,
 }
 
 /// The matrices of blocks as codes.
@@ -35,6 +39,7 @@ impl From<BTreeMap<String, Tensor>> for Parameters {
             dense,
             quantized: None,
             adapter: None,
+            shards: None,
         }
     }
 }
@@ -46,6 +51,7 @@ impl Parameters {
             dense: map(&self.dense, change),
             quantized: self.quantized.as_ref().map(Quantized::share),
             adapter: self.adapter.as_ref().map(|adapter| adapter.map(change)),
+            shards: self.shards.clone(),
         }
     }
 

@@ -45,11 +45,18 @@ impl Model {
     /// loss's gradient, and the tape that carries it on.
     ///
     /// ```text
-    /// let (hidden, tape) = model.record(&input, &options);
+    /// let (hidden, tape) = model.record(&input, &options)?;
     /// loss_of(&hidden).backward();       // gradients of the head and of `hidden`
     /// tape.backward(&model)?;            // gradients of all else
     /// ```
-    pub fn record(&self, input: &Input, options: &RecordOptions) -> (Tensor, Tape) {
+    ///
+    /// # Errors
+    /// Where the model is [divided](Self::sharded) and another rank fails.
+    pub fn record(
+        &self,
+        input: &Input,
+        options: &RecordOptions,
+    ) -> Result<(Tensor, Tape), ModelError> {
         let Pass {
             embedded_btd,
             mut context,
@@ -57,17 +64,24 @@ impl Model {
         } = self.pass(input);
         context.adapter_dropout = self.adapter_dropout();
         let mut x_btd = leaf(&embedded_btd);
-        let mut blocks = Vec::with_capacity(self.blocks().len());
-        for index in 0..self.blocks().len() {
+        let num_blocks = self.blocks().len();
+        let mut blocks = Vec::with_capacity(num_blocks);
+        for index in 0..num_blocks {
+            let next = Some(index + 1).filter(|next| *next < num_blocks);
+            self.enter(index, next)?;
             let forward = || self.run_block(index, &x_btd, &context, options);
             let y_btd = if options.checkpointing {
                 tch::no_grad(forward)
             } else {
                 forward()
             };
-            let next = leaf(&y_btd);
+            // The backward pass begins with the last one.
+            if next.is_some() {
+                self.leave(index);
+            }
+            let y_leaf = leaf(&y_btd);
             blocks.push((x_btd, (!options.checkpointing).then_some(y_btd)));
-            x_btd = next;
+            x_btd = y_leaf;
         }
         let normed = self.final_norm(&x_btd);
         let hidden_btd = leaf(&output.fill(&normed.detach()));
@@ -80,7 +94,7 @@ impl Model {
             hidden_btd: hidden_btd.shallow_clone(),
             output,
         };
-        (hidden_btd, tape)
+        Ok((hidden_btd, tape))
     }
 
     fn run_block(
@@ -135,11 +149,13 @@ impl Tape {
         let mut grad = x_btd.grad();
         drop((x_btd, y_btd, self.hidden_btd));
         for (index, (x_btd, y_btd)) in self.blocks.into_iter().enumerate().rev() {
+            model.enter(index, index.checked_sub(1))?;
             let y_btd = y_btd
                 .unwrap_or_else(|| model.run_block(index, &x_btd, &self.context, &self.options));
             backward(&y_btd, &grad)?;
             grad = x_btd.grad();
             drop((x_btd, y_btd));
+            model.leave(index);
             done(index)?;
         }
         if self.embedded_btd.requires_grad() {

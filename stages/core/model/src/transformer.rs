@@ -68,8 +68,12 @@ impl Model {
     /// The same model for passes over about `rows` tokens under `no_grad`. On a CPU the matrices are copied into
     /// an order in which products are fast, where the model is no larger than [`PACKED_BYTES`]; all else is shared. Changes of the
     /// original do not show in the copies.
+    ///
+    /// # Panics
+    /// When the model is divided and not [whole](Self::whole).
     #[must_use]
     pub fn for_inference(&self, rows: usize) -> Self {
+        self.assert_whole();
         let bytes = self.num_params() * self.kind().elt_size_in_bytes();
         let pays = self.device() == Device::Cpu && bytes <= PACKED_BYTES;
         Self::build(
@@ -79,6 +83,11 @@ impl Model {
             self.parameters.map(Tensor::shallow_clone),
             pays.then_some(rows),
         )
+    }
+
+    /// What the model is made of, alone.
+    pub(crate) fn into_parameters(self) -> Parameters {
+        self.parameters
     }
 
     fn build(
@@ -178,8 +187,9 @@ impl Model {
     /// without meaning, columns that are not [wanted](Input::wanted) zeros.
     ///
     /// # Panics
-    /// When the input is longer than the positions of the model.
+    /// When the input is longer than the positions of the model; when the model is divided and not [whole](Self::whole).
     pub fn hidden(&self, input: &Input) -> Tensor {
+        self.assert_whole();
         let pass = self.pass(input);
         let mut x_btd = pass.embedded_btd;
         for (index, block) in self.blocks.iter().enumerate() {

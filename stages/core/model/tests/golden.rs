@@ -121,7 +121,7 @@ fn check(name: &str, kind: Kind, logits_bound: f64, tolerance: f64, step_toleran
     let model = load(&golden, kind);
     let floor = if kind == Kind::Double { 1e-4 } else { 5e-2 };
     model.set_trainable(true);
-    let (hidden_btd, tape) = model.record(&input(&golden), &PLAIN);
+    let (hidden_btd, tape) = model.record(&input(&golden), &PLAIN).expect("a pass");
     let out = match model.head {
         Head::Token => model.logits(&hidden_btd),
         Head::Scalar => model.scalar(&hidden_btd),
@@ -186,7 +186,7 @@ fn train_ten_steps(model: &Model, golden: &Tensors) {
         weight_decay: 0.1,
     };
     for step in 1..=10 {
-        let (hidden_btd, tape) = model.record(&input(golden), &PLAIN);
+        let (hidden_btd, tape) = model.record(&input(golden), &PLAIN).expect("a pass");
         loss(model, golden, &hidden_btd).backward();
         tape.backward(model).expect("backward pass");
         let grads: Vec<Tensor> = params.iter().map(Tensor::grad).collect();

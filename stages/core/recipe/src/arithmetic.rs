@@ -6,6 +6,7 @@
 
 use crate::plan::{Dtype, Execution, LoraPlan, OptimizerPlan, Quantization};
 use crate::shape::ModelShape;
+use crate::shares::Parts;
 use crate::tensors::{Head, TensorSpec, tensors};
 
 /// On a CPU a model is copied for sampling and scoring, its matrices in another order, where it is not larger than
@@ -131,11 +132,7 @@ impl ModelShape {
 }
 
 fn num_numbers(shape: &ModelShape, head: Head) -> u64 {
-    let numbers = |dims: &[i64]| dims.iter().map(|n| *n as u64).product::<u64>();
-    tensors(shape, head)
-        .iter()
-        .map(|spec| numbers(&spec.dims))
-        .sum()
+    num_parts(shape, head).all()
 }
 
 /// What `rlhf plan` calls [`packed_bytes`].
@@ -168,45 +165,55 @@ pub fn weight_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
     num_parameters * dtype.bytes()
 }
 
-/// Weights of a model that is not trained: its blocks' matrices as `quantize` says, all else in `dtype`.
+/// Bytes of a model that is not trained: its blocks' matrices as `quantize` says, all else in `dtype`.
 pub fn frozen_bytes(
     shape: &ModelShape,
     head: Head,
     dtype: Dtype,
     quantize: Option<Quantization>,
 ) -> u64 {
-    let specs = tensors(shape, head);
-    let bytes = |spec: &TensorSpec| match (quantize, spec.block_matrix(shape)) {
-        (Some(quantize), Some(dims)) => quantize.matrix_bytes(dims.map(|n| n as u64)),
-        _ => spec.dims.iter().product::<i64>() as u64 * dtype.bytes(),
-    };
-    specs.iter().map(bytes).sum()
+    frozen_parts(shape, head, dtype, quantize).all()
 }
 
-/// Weights and Adam's two moments; with `bf16` weights also the f32 master weights. Gradients come and go with each
-/// update.
-pub fn training_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
-    let per_parameter = match dtype {
-        Dtype::F32 | Dtype::F64 => 3 * dtype.bytes(),
-        Dtype::Bf16 => 2 + 4 + 8,
-    };
-    num_parameters * per_parameter
-}
-
-/// A model that is trained: as [`training_bytes`], or frozen weights, kept as `quantize` says, and the training
-/// of adapters.
-pub fn model_bytes(
+/// [`frozen_bytes`] within and outside of the blocks.
+pub(crate) fn frozen_parts(
     shape: &ModelShape,
     head: Head,
     dtype: Dtype,
-    lora: Option<&LoraPlan>,
     quantize: Option<Quantization>,
-) -> u64 {
-    let trained = training_bytes(shape.num_trainable(head, lora), dtype);
-    match lora {
-        None => trained,
-        Some(_) => frozen_bytes(shape, head, dtype, quantize) + trained,
+) -> Parts {
+    parts_of(shape, head, |spec| {
+        match (quantize, spec.block_matrix(shape)) {
+            (Some(quantize), Some(dims)) => quantize.matrix_bytes(dims.map(|n| n as u64)),
+            _ => spec.dims.iter().product::<i64>() as u64 * dtype.bytes(),
+        }
+    })
+}
+
+/// Numbers within and outside of the blocks.
+pub(crate) fn num_parts(shape: &ModelShape, head: Head) -> Parts {
+    parts_of(shape, head, |spec| spec.dims.iter().product::<i64>() as u64)
+}
+
+fn parts_of(shape: &ModelShape, head: Head, count: impl Fn(&TensorSpec) -> u64) -> Parts {
+    let specs = tensors(shape, head);
+    let of = |in_block: bool| -> u64 {
+        let specs = specs.iter().filter(|spec| spec.in_block(shape) == in_block);
+        specs.map(&count).sum()
+    };
+    Parts {
+        blocks: of(true),
+        outside: of(false),
     }
+}
+
+/// What the optimizer keeps of each number: Adam's two moments, and with `bf16` weights the f32 master weight.
+pub fn state_bytes(num_parameters: u64, dtype: Dtype) -> u64 {
+    let per_parameter = match dtype {
+        Dtype::F32 | Dtype::F64 => 2 * dtype.bytes(),
+        Dtype::Bf16 => 4 + 8,
+    };
+    num_parameters * per_parameter
 }
 
 /// The lowest learning rate of a run that is past its warm-up.

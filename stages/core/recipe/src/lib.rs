@@ -13,17 +13,21 @@
 //! Reading order: [`plan`] and [`shape`] (the result), `load` (the way there), `tree` (values that
 //! remember their origin), `schema` (which keys there are), `reader` (typed access), `references`
 //! and `order` (the graph), `training`, `model_table`, `objective`, `lengthen`, `pretraining`, `data_stages` and `ppo` (one
-//! reader per kind), [`lora`], [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`].
+//! reader per kind), `jobs` (of a cluster), [`lora`], [`presets`], [`families`] and [`tensors`] (what models are made of), [`arithmetic`], [`memory`] and
+//! [`shares`] (what a rank has in memory), [`cluster`] (what a cluster would take).
 
 pub mod arithmetic;
 mod artefacts;
 mod check;
+pub mod cluster;
 mod data_stages;
 pub mod defaults;
 mod error;
 pub mod families;
 mod graph;
 pub mod hub;
+mod job_plan;
+mod jobs;
 mod lengthen;
 mod load;
 pub mod lora;
@@ -37,6 +41,7 @@ pub mod plan;
 mod plan_sampled;
 mod plan_supervised;
 mod ppo;
+mod ppo_memory;
 mod ppo_numbers;
 pub mod presets;
 mod pretraining;
@@ -47,7 +52,9 @@ mod request_gpu;
 mod request_retrieval;
 mod schema;
 pub mod shape;
+pub mod shares;
 pub mod sizes;
+mod supervised_numbers;
 pub mod tensors;
 mod training;
 mod tree;

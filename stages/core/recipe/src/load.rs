@@ -7,13 +7,13 @@ use crate::error::{ConfigError, Problem};
 use crate::hub::FindHub;
 use crate::nearest;
 use crate::order::{self, Written};
-use crate::plan::{Plan, StagePlan, Task};
+use crate::plan::{ClusterPlan, Plan, StagePlan, Task};
 use crate::presets::{self, Constant};
 use crate::reader::{Outcome, Reader, location};
 use crate::references::Resolver;
 use crate::schema::{self, KINDS, KeyCheck};
 use crate::tree::{self, Entry, Node, Origin, Value};
-use crate::{data_stages, objective, ppo, training};
+use crate::{data_stages, jobs, objective, ppo, training};
 
 /// Reads a `pipeline.toml`, applies overrides (`("stages.sft.batch", "16")`: the text is TOML, or a
 /// string where it is none), and resolves every number.
@@ -56,7 +56,7 @@ impl<'a> Config<'a> {
     fn check(root: &'a Node, file: &'a str) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let mut top = schema::keys("");
-        top.extend(["tokenizer", "stages"]);
+        top.extend(["tokenizer", "stages", "cluster"]);
         KeyCheck {
             file,
             known: &top,
@@ -66,7 +66,12 @@ impl<'a> Config<'a> {
         let tokenizer = root.get("tokenizer");
         if let Some(entry) = tokenizer {
             let keys = schema::keys("tokenizer");
-            check_table(entry, "tokenizer", &keys, file, &mut problems);
+            KeyCheck {
+                file,
+                known: &keys,
+                problems: &mut problems,
+            }
+            .check_whole(entry, "tokenizer");
         }
         let mut stages = Vec::new();
         let entries = root.at("stages").map_or(&[][..], Node::entries);
@@ -82,7 +87,12 @@ impl<'a> Config<'a> {
             let path = format!("stages.{}", entry.key);
             match stage_kind(entry, &path, file) {
                 Ok(kind) => {
-                    check_table(entry, &path, &schema::keys(kind), file, &mut problems);
+                    KeyCheck {
+                        file,
+                        known: &schema::keys(kind),
+                        problems: &mut problems,
+                    }
+                    .check_whole(entry, &path);
                     stages.push((entry, path, kind));
                 }
                 Err(problem) => problems.push(problem),
@@ -142,6 +152,7 @@ impl<'a> Config<'a> {
             done: Vec::new(),
         };
         self.resolve_stages(&mut resolver)?;
+        let cluster = self.cluster(&resolver.done)?;
         Ok(Plan {
             format_version: Plan::FORMAT_VERSION,
             name,
@@ -149,7 +160,20 @@ impl<'a> Config<'a> {
             preset,
             source,
             stages: resolver.done,
+            cluster,
         })
+    }
+
+    fn cluster(&self, stages: &[StagePlan]) -> Result<Option<ClusterPlan>, Vec<Problem>> {
+        let Some(entry) = self.root.get("cluster") else {
+            return Ok(None);
+        };
+        let prepares = |task: &Task| matches!(task, Task::Import(_) | Task::Tokenizer(_));
+        let stages: Vec<(&str, bool)> = stages
+            .iter()
+            .map(|stage| (stage.name.as_str(), prepares(&stage.task)))
+            .collect();
+        jobs::cluster(entry, self.file, &stages).map(Some)
     }
 
     /// Reads every stage after those it refers to; one that refers to a faulty one is passed over,
@@ -268,28 +292,8 @@ fn resolve_stage(reader: &Reader<'_>, name: &str, resolver: &mut Resolver<'_>) -
     Ok(())
 }
 
-fn check_table(
-    entry: &Entry,
-    path: &str,
-    known: &[&'static str],
-    file: &str,
-    problems: &mut Vec<Problem>,
-) {
-    if let Value::Table(_) = entry.node.value {
-        return KeyCheck {
-            file,
-            known,
-            problems,
-        }
-        .check(&entry.node, path, "");
-    }
-    problems.push(Problem {
-        location: location(file, &entry.key_origin),
-        key: path.to_owned(),
-        message: format!("must be a table, is {}", entry.node.value.written()),
-        hint: format!("write [{path}] and its keys below: {}", known.join(", ")),
-    });
-}
+/// What lies in a run folder beside stages.
+const TAKEN: &[&str] = &["tokenizer", "logs", "lock", "cluster"];
 
 /// The kind of a stage, and the check of its name.
 fn stage_kind(entry: &Entry, path: &str, file: &str) -> Result<&'static str, Problem> {
@@ -299,9 +303,12 @@ fn stage_kind(entry: &Entry, path: &str, file: &str) -> Result<&'static str, Pro
         message,
         hint,
     };
-    if !is_plain_name(&entry.key) || ["tokenizer", "logs", "lock"].contains(&entry.key.as_str()) {
+    if !is_plain_name(&entry.key) || TAKEN.contains(&entry.key.as_str()) {
         let message = format!("{:?} cannot be a stage's name", entry.key);
-        let hint = "use letters, digits, - and _; tokenizer, logs and lock are taken".to_owned();
+        let hint = format!(
+            "use letters, digits, - and _; {} are taken",
+            TAKEN.join(", ")
+        );
         return Err(problem(&entry.key_origin, path, message, hint));
     }
     let key = format!("{path}.kind");

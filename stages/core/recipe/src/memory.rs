@@ -18,6 +18,27 @@ pub enum Place {
     Gpu,
 }
 
+/// Where a stage runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Site {
+    /// Where its tensors lie.
+    pub place: Place,
+    /// Ranks that share out its work, each with memory of its own.
+    pub ranks: usize,
+}
+
+impl Site {
+    /// One process that does all.
+    pub fn alone(place: Place) -> Self {
+        Self { place, ranks: 1 }
+    }
+
+    /// A rank's rows of so many.
+    pub(crate) fn rows(self, all: usize) -> usize {
+        all.div_ceil(self.ranks)
+    }
+}
+
 /// Logits that are computed at once in the loss of predicted tokens, in f32, bytes. GPUs need larger matrices to be
 /// busy.
 pub fn logit_chunk_bytes(place: Place) -> usize {
@@ -59,7 +80,7 @@ pub(crate) struct Held<'a> {
     pub(crate) lora: Option<&'a LoraPlan>,
     pub(crate) quantize: Option<Quantization>,
     pub(crate) execution: &'a Execution,
-    pub(crate) place: Place,
+    pub(crate) site: Site,
 }
 
 /// The micro-batches of one kind of an update.
@@ -70,19 +91,21 @@ pub(crate) struct Passes {
     pub(crate) loss: Loss,
     /// There are gradients before one of them begins: it is not the update's first.
     pub(crate) on_gradients: bool,
+    /// It is the update's only one.
+    pub(crate) only: bool,
 }
 
 impl Held<'_> {
-    fn dtype(&self) -> Dtype {
+    pub(crate) fn dtype(&self) -> Dtype {
         self.execution.dtype
     }
 
-    fn num_trained(&self) -> u64 {
+    pub(crate) fn num_trained(&self) -> u64 {
         self.shape.num_trainable(self.head, self.lora)
     }
 
     /// The output projection, which is trained as a whole.
-    fn head_bytes(&self) -> u64 {
+    pub(crate) fn head_bytes(&self) -> u64 {
         match (self.head, self.lora) {
             (Head::Token, None) => {
                 let numbers = self.shape.vocab_size * self.shape.embedding_width;
@@ -97,14 +120,9 @@ impl Held<'_> {
         weight_bytes(self.num_trained(), self.dtype())
     }
 
-    /// Gradients that wait for the next micro-batch or the update: for bf16 their sums, in f32.
-    pub(crate) fn waiting_bytes(&self) -> u64 {
-        weight_bytes(self.num_trained(), self.dtype().wide())
-    }
-
     /// The copy of a model on a CPU in which it samples and scores.
     pub(crate) fn packed_bytes(&self) -> u64 {
-        match self.place {
+        match self.site.place {
             Place::Cpu => packed_bytes(self.shape, self.head, self.dtype(), self.quantize),
             Place::Gpu => 0,
         }
@@ -127,7 +145,7 @@ impl Held<'_> {
         let (rows, copies) = match loss {
             Loss::Scalar => return 0,
             Loss::Tokens => {
-                let chunk = (logit_chunk_bytes(self.place) / (4 * vocab_size)).max(1);
+                let chunk = (logit_chunk_bytes(self.site.place) / (4 * vocab_size)).max(1);
                 // ln p, its gradient, and that of the logits.
                 (tokens.min(chunk), if backward { 3 } else { 2 })
             }
@@ -141,10 +159,15 @@ impl Held<'_> {
         copies * (rows * vocab_size) as u64 * wide
     }
 
-    /// Logits of which nothing is differentiated, and the pass before them.
+    /// Scoring by a copy that is packed for it.
     pub(crate) fn scoring_bytes(&self, tokens: usize, loss: Loss) -> u64 {
+        self.packed_bytes() + self.evaluating_bytes(tokens, loss)
+    }
+
+    /// The model whole, and a pass of which nothing is differentiated, or the logits behind it. To save a model takes less.
+    pub(crate) fn evaluating_bytes(&self, tokens: usize, loss: Loss) -> u64 {
         let pass = self.forward_bytes(tokens);
-        self.packed_bytes() + pass.max(self.logit_bytes(tokens, loss, false))
+        self.whole_blocks_bytes() + pass.max(self.logit_bytes(tokens, loss, false))
     }
 
     /// Decoding of `rows` rows of `prompt` tokens and up to `new` more, `alike` of each prompt. The cache is made for rows
@@ -156,7 +179,7 @@ impl Held<'_> {
     ) -> u64 {
         // The last token of a response is not read again.
         let blocks = (prompt + new - 1).div_ceil(CACHE_BLOCK);
-        let shared = match self.place {
+        let shared = match self.site.place {
             Place::Cpu => prompt / CACHE_BLOCK * (rows - rows.div_ceil(alike)),
             Place::Gpu => 0,
         };
@@ -166,7 +189,8 @@ impl Held<'_> {
         let tokens = (rows_read * prompt).min(PROMPT_TOKENS_PER_STEP.max(prompt));
         let logits = (rows * self.shape.vocab_size).min(LOGITS_AT_ONCE) as u64;
         let logits = logits * self.dtype().bytes();
-        self.packed_bytes() + cache + self.forward_bytes(tokens).max(logits)
+        let weights = self.packed_bytes() + self.whole_blocks_bytes();
+        weights + cache + self.forward_bytes(tokens).max(logits)
     }
 
     /// The most that a forward pass, its backward pass and the update have at once beside weights and optimizer.
@@ -175,10 +199,11 @@ impl Held<'_> {
             tokens,
             loss,
             on_gradients,
+            only,
         } = *passes;
         let bytes = |numbers: usize| (numbers * tokens) as u64 * self.dtype().bytes();
         let before = if on_gradients {
-            self.waiting_bytes()
+            self.waiting_bytes(only)
         } else {
             0
         };
@@ -194,19 +219,28 @@ impl Held<'_> {
             0
         };
         let first_block = bytes(anew + self.shape.block_gradients());
+        let passing = self.passing_bytes(passes);
+        let first_block = first_block + passing.map_or(0, |[first, _]| first);
+        // The last block's weights stay for its backward pass.
+        let logits = logits + self.gathered_bytes(1);
         let begins = before + kept + logits.max(head + first_block);
-        // Every gradient, those of the embedding last, which are added to what is there.
+        let last = passing.map_or_else(|| self.all_gradients(before, on_gradients), |[_, end]| end);
+        let ends = last + bytes(2 * self.shape.width);
+        begins.max(ends).max(self.waiting_bytes(only))
+    }
+
+    /// Every gradient at the end of a backward pass, those of the embedding last, which are added to what is there.
+    fn all_gradients(&self, before: u64, on_gradients: bool) -> u64 {
         let accumulated = match self.dtype() {
             Dtype::Bf16 => self.gradient_bytes() + before,
             Dtype::F32 | Dtype::F64 => self.gradient_bytes(),
         };
         let added = if self.shape.tie_embeddings || on_gradients {
-            head
+            self.head_bytes()
         } else {
             0
         };
-        let ends = accumulated + added + bytes(2 * self.shape.width);
-        begins.max(ends).max(self.waiting_bytes())
+        accumulated + added
     }
 }
 

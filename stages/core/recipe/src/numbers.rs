@@ -2,16 +2,12 @@
 
 use serde_json::Value;
 
-use crate::arithmetic::{
-    PACKED, final_learning_rate, frozen_bytes, model_bytes, packed_bytes, weight_bytes,
-};
-use crate::memory::{Held, Loss, Passes, Place};
-use crate::plan::{
-    Dtype, Duration, Execution, LabelPlan, LoraPlan, Objective, Plan, Quantization, Source,
-    StagePlan, Task, TrainPlan,
-};
-use crate::ppo_numbers::{ppo, ppo_bytes};
-use crate::shape::ModelShape;
+use crate::arithmetic::{PACKED, packed_bytes, weight_bytes};
+use crate::memory::{Held, Place, Site};
+use crate::plan::{Dtype, Execution, LabelPlan, Plan, Quantization, StagePlan, Task};
+use crate::ppo_memory::ppo_bytes;
+use crate::ppo_numbers::ppo;
+use crate::supervised_numbers::{supervised, supervised_bytes, training_of};
 use crate::tensors::Head;
 
 pub(crate) type Numbers = Vec<(String, String)>;
@@ -26,7 +22,7 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
         Task::Label(task) => label(task, execution),
         Task::Ppo(task) => ppo(task, execution),
         Task::Pretrain(_) | Task::Sft(_) | Task::Reward(_) => {
-            training_of(plan, stage).map_or_else(Vec::new, |training| numbers_of(&training))
+            training_of(plan, stage).map_or_else(Vec::new, |training| supervised(&training))
         }
     };
     flatten("", &stage.config_json(), &mut numbers);
@@ -41,212 +37,25 @@ pub fn stage_numbers(plan: &Plan, stage: &StagePlan) -> Vec<(String, String)> {
     numbers
 }
 
-/// The most bytes that a stage has in memory at once beside what a process without a model has; 0 for one that has
-/// no model.
-pub fn peak_bytes(plan: &Plan, stage: &StagePlan, place: Place) -> u64 {
+/// The most bytes that a rank of a stage has in memory at once beside what a process without a model has; 0 for a stage
+/// that has no model.
+pub fn peak_bytes(plan: &Plan, stage: &StagePlan, site: Site) -> u64 {
     match &stage.task {
         Task::Import(_) | Task::Tokenizer(_) => 0,
-        Task::Label(task) => label_bytes(task, &stage.execution, place),
-        Task::Ppo(task) => ppo_bytes(task, &stage.execution, place),
+        Task::Label(task) => label_bytes(task, &stage.execution, site),
+        Task::Ppo(task) => ppo_bytes(task, &stage.execution, site),
         Task::Pretrain(_) | Task::Sft(_) | Task::Reward(_) => {
-            training_of(plan, stage).map_or(0, |training| training_bytes_of(&training, place))
+            training_of(plan, stage).map_or(0, |training| supervised_bytes(&training, site))
         }
     }
-}
-
-/// A model being trained.
-struct Training<'a> {
-    shape: &'a ModelShape,
-    head: Head,
-    lora: Option<&'a LoraPlan>,
-    quantize: Option<Quantization>,
-    execution: &'a Execution,
-    train: &'a TrainPlan,
-    /// Tokens of a sequence.
-    context: usize,
-    /// Sequences in one element of the batch (reward: the responses of a prompt).
-    rows: usize,
-    /// Bytes of an attention mask, where one must exist.
-    mask: u64,
-}
-
-/// What a supervised stage trains; `None` for other stages.
-fn training_of<'a>(plan: &Plan, stage: &'a StagePlan) -> Option<Training<'a>> {
-    let execution = &stage.execution;
-    Some(match &stage.task {
-        Task::Pretrain(task) => {
-            let longest = task.objective.longest_row(task.context);
-            Training {
-                shape: &task.model,
-                head: Head::Token,
-                lora: None,
-                quantize: None,
-                execution,
-                train: &task.train,
-                context: longest,
-                rows: 1,
-                mask: match task.objective {
-                    Objective::Causal | Objective::Masked => 0,
-                    // Who sees whom differs from row to row.
-                    Objective::Infill => {
-                        let numbers = execution.micro_batch * longest * longest;
-                        execution.dtype.bytes() * numbers as u64
-                    }
-                },
-            }
-        }
-        Task::Sft(task) => Training {
-            shape: &task.shape,
-            head: Head::Token,
-            lora: task.lora.as_ref(),
-            quantize: task.quantize,
-            execution,
-            train: &task.train,
-            context: task.context,
-            rows: 1,
-            mask: 0,
-        },
-        Task::Reward(task) => Training {
-            shape: &task.shape,
-            head: Head::Scalar,
-            lora: task.lora.as_ref(),
-            quantize: task.quantize,
-            execution,
-            train: &task.train,
-            context: task.context,
-            rows: responses(plan, &task.data),
-            mask: 0,
-        },
-        Task::Import(_) | Task::Tokenizer(_) | Task::Label(_) | Task::Ppo(_) => return None,
-    })
-}
-
-/// Responses per prompt, where a label stage of the plan says it; else two.
-fn responses(plan: &Plan, data: &Source) -> usize {
-    let Source::Stage { name } = data else {
-        return 2;
-    };
-    match plan.stage(name).map(|stage| &stage.task) {
-        Some(Task::Label(label)) => label.responses,
-        _ => 2,
-    }
-}
-
-fn numbers_of(training: &Training<'_>) -> Numbers {
-    let Training {
-        shape,
-        head,
-        lora,
-        quantize,
-        execution,
-        train,
-        context,
-        rows,
-        mask: _,
-    } = *training;
-    let tokens_per_update = (train.batch * rows * context) as f64;
-    let forward = shape.forward_flops_per_token(context);
-    let flops_per_update =
-        tokens_per_update * shape.training_flops_per_token(forward, context, lora);
-    let parameters = match head {
-        Head::Token => shape.num_parameters(),
-        Head::Scalar => shape.num_parameters_scalar(),
-    };
-    let mut numbers = vec![entry("parameters", grouped(parameters))];
-    if lora.is_some() {
-        let trained = shape.num_trainable(head, lora);
-        numbers.push(entry("trained parameters", grouped(trained)));
-    }
-    numbers.extend([
-        entry(
-            "tokens per update, at most",
-            grouped(tokens_per_update as u64),
-        ),
-        entry(
-            "FLOPs per update, at most",
-            format!("{flops_per_update:.3e}"),
-        ),
-    ]);
-    match train.duration {
-        Duration::Steps(steps) => {
-            numbers.push(entry("updates", grouped(steps)));
-            numbers.push(entry(
-                "tokens, at most",
-                grouped((tokens_per_update * steps as f64) as u64),
-            ));
-            numbers.push(entry(
-                "FLOPs, at most",
-                format!("{:.3e}", flops_per_update * steps as f64),
-            ));
-        }
-        Duration::Epochs(epochs) => {
-            numbers.push(entry(
-                "updates",
-                format!("{epochs} epochs, counted once the data is there"),
-            ));
-        }
-    }
-    numbers.push(entry(
-        "last learning rate",
-        number(final_learning_rate(&train.optimizer)),
-    ));
-    numbers.extend(peaks(|place| training_bytes_of(training, place)));
-    if let Some(host) = quantize.map(|_| weight_bytes(parameters, execution.dtype)) {
-        numbers.push(entry(HOST_MEMORY, bytes(host)));
-    }
-    numbers
-}
-
-/// What stays, and the largest of an update, a reward model's normalisation, and the merged weights of `final/`.
-fn training_bytes_of(training: &Training<'_>, place: Place) -> u64 {
-    let Training {
-        shape,
-        head,
-        lora,
-        quantize,
-        execution,
-        train,
-        context,
-        rows,
-        mask,
-    } = *training;
-    let tokens = execution.micro_batch * rows * context;
-    let held = Held {
-        shape,
-        head,
-        lora,
-        quantize,
-        execution,
-        place,
-    };
-    let passes = Passes {
-        tokens,
-        loss: match head {
-            Head::Token => Loss::Tokens,
-            Head::Scalar => Loss::Scalar,
-        },
-        on_gradients: train.batch > execution.micro_batch,
-    };
-    let normalised = match head {
-        Head::Token => 0,
-        Head::Scalar => held.scoring_bytes(tokens, Loss::Scalar),
-    };
-    let parameters = match head {
-        Head::Token => shape.num_parameters(),
-        Head::Scalar => shape.num_parameters_scalar(),
-    };
-    let merged = lora.map_or(0, |_| merged_bytes(parameters, execution.dtype, quantize));
-    let most = (held.update_bytes(&passes) + mask)
-        .max(normalised)
-        .max(merged);
-    model_bytes(shape, head, execution.dtype, lora, quantize) + most
 }
 
 /// The two lines of a stage's memory.
-pub(crate) fn peaks(memory: impl Fn(Place) -> u64) -> [(String, String); 2] {
+pub(crate) fn peaks(memory: impl Fn(Site) -> u64) -> [(String, String); 2] {
+    let peak = |place| bytes(memory(Site::alone(place)));
     [
-        entry("peak memory, predicted", bytes(memory(Place::Cpu))),
-        entry("peak memory on a GPU, predicted", bytes(memory(Place::Gpu))),
+        entry("peak memory, predicted", peak(Place::Cpu)),
+        entry("peak memory on a GPU, predicted", peak(Place::Gpu)),
     ]
 }
 
@@ -262,32 +71,42 @@ pub(crate) fn merged_bytes(parameters: u64, dtype: Dtype, quantize: Option<Quant
     }
 }
 
-/// The model, and what sampling has beside it.
-fn label_bytes(task: &LabelPlan, execution: &Execution, place: Place) -> u64 {
-    let held = Held {
+/// A model that samples.
+pub(crate) fn sampler<'a>(task: &'a LabelPlan, execution: &'a Execution, site: Site) -> Held<'a> {
+    Held {
         shape: &task.shape,
         head: Head::Token,
         lora: None,
         quantize: task.quantize,
         execution,
-        place,
-    };
+        site,
+    }
+}
+
+impl LabelPlan {
+    /// Responses to all prompts.
+    pub(crate) fn episodes(&self) -> usize {
+        (self.num_prompts + self.num_heldout) * self.responses
+    }
+}
+
+/// The model, and what sampling has beside it.
+fn label_bytes(task: &LabelPlan, execution: &Execution, site: Site) -> u64 {
+    let held = sampler(task, execution, site);
     let lengths = (
         task.sampling.max_prompt_tokens,
         task.sampling.max_new_tokens,
     );
-    let episodes = (task.num_prompts + task.num_heldout) * task.responses;
-    let rows = execution.sample_batch.min(episodes);
-    frozen_bytes(&task.shape, Head::Token, execution.dtype, task.quantize)
-        + held.sampling_bytes((rows, task.responses), lengths)
+    let rows = execution.sample_batch.min(site.rows(task.episodes()));
+    held.frozen_bytes() + held.sampling_bytes((rows, task.responses), lengths)
 }
 
 fn label(task: &LabelPlan, execution: &Execution) -> Numbers {
     let shape = &task.shape;
     let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
-    let episodes = (task.num_prompts + task.num_heldout) * task.responses;
+    let episodes = task.episodes();
     let flops = episodes as f64 * tokens as f64 * shape.forward_flops_per_token(tokens);
-    let [on_cpu, on_gpu] = peaks(|place| label_bytes(task, execution, place));
+    let [on_cpu, on_gpu] = peaks(|site| label_bytes(task, execution, site));
     let packed = packed_bytes(shape, Head::Token, execution.dtype, task.quantize);
     vec![
         entry("parameters", grouped(shape.num_parameters())),
@@ -328,7 +147,7 @@ fn flatten(path: &str, value: &Value, numbers: &mut Numbers) {
 }
 
 /// A number as short as it can be written and read again.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     format!("{value:?}")
 }
 

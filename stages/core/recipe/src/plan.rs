@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::job_plan::{
+    ClusterPlan, Container, ContainerRuntime, JobSize, KubernetesJob, KubernetesPlan, SlurmJob,
+};
 pub use crate::lora::LoraPlan;
 pub use crate::plan_sampled::{
     EosRule, GoldRule, KlPlan, LabelPlan, Labeler, PpoLora, PpoPlan, PtxPlan, RewardSource,
@@ -32,6 +35,9 @@ pub struct Plan {
     pub source: PathBuf,
     /// Stages in an order in which each comes after what it refers to.
     pub stages: Vec<StagePlan>,
+    /// How stages become jobs of a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterPlan>,
 }
 
 /// One stage of a [`Plan`].
@@ -88,6 +94,29 @@ pub enum Sharding {
     Optimizer,
     /// These and gradients (stage 2).
     Gradients,
+    /// These and the weights themselves (stage 3), also those of models that only score: a block's are gathered for its
+    /// pass. A policy that samples is gathered as a whole.
+    Parameters,
+}
+
+impl Sharding {
+    /// All, from the least on.
+    pub const ALL: [Self; 4] = [
+        Self::None,
+        Self::Optimizer,
+        Self::Gradients,
+        Self::Parameters,
+    ];
+
+    /// As a configuration says it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Optimizer => "optimizer",
+            Self::Gradients => "gradients",
+            Self::Parameters => "parameters",
+        }
+    }
 }
 
 /// How the matrices of a model that is not trained are kept: fewer bits a weight, made of the folder's

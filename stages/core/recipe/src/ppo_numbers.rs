@@ -1,9 +1,10 @@
 //! The numbers that `rlhf plan` prints for a PPO stage.
 
-use crate::arithmetic::{PACKED, frozen_bytes, packed_bytes, training_bytes, weight_bytes};
-use crate::memory::{Held, Loss, Passes, Place};
-use crate::numbers::{HOST_MEMORY, Numbers, bytes, entry, grouped, merged_bytes, peaks};
-use crate::plan::{Dtype, Execution, PpoPlan, Quantization, RewardSource};
+use crate::arithmetic::{PACKED, packed_bytes, weight_bytes};
+use crate::numbers::{HOST_MEMORY, Numbers, bytes, entry, grouped, peaks};
+use crate::plan::{Execution, LoraPlan, PpoPlan};
+use crate::ppo_memory::{ppo_bytes, ppo_merged};
+use crate::shape::ModelShape;
 use crate::tensors::Head;
 
 pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
@@ -47,7 +48,7 @@ pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
         ),
         entry("FLOPs, at most", format!("{flops:.3e}")),
     ]);
-    numbers.extend(peaks(|place| ppo_bytes(task, execution, place)));
+    numbers.extend(peaks(|site| ppo_bytes(task, execution, site)));
     let packed = packed_bytes(
         &task.shape,
         Head::Token,
@@ -64,7 +65,7 @@ pub(crate) fn ppo(task: &PpoPlan, execution: &Execution) -> Numbers {
 }
 
 /// Numbers of a head on the policy's trunk.
-fn value_head(task: &PpoPlan) -> u64 {
+pub(crate) fn value_head(task: &PpoPlan) -> u64 {
     task.value_shape.embedding_width as u64
 }
 
@@ -93,179 +94,45 @@ fn value_start(task: &PpoPlan) -> String {
     }
 }
 
-/// Sampling, reference, value and score once; policy and value trained in every inner epoch. A head on the policy's trunk
-/// costs next to nothing: its values come of the pass that samples, and its loss of the policy's update.
+/// Sampling, reference, value and score once; policy and value trained in every inner epoch.
 fn ppo_flops_per_episode(task: &PpoPlan, tokens: usize) -> f64 {
-    let (policy, value) = (&task.shape, &task.value_shape);
+    let sampling = tokens as f64 * task.shape.forward_flops_per_token(tokens);
+    let scoring: f64 = scoring_flops(task).iter().sum();
+    let [policy, value] = training_flops(task);
+    sampling + scoring + task.inner_epochs as f64 * (policy + value)
+}
+
+/// Of an episode, by the reference, the reward models, and the value model, whose head on the policy's trunk costs next
+/// to nothing: its values come of the pass that samples.
+pub(crate) fn scoring_flops(task: &PpoPlan) -> Vec<f64> {
+    let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
+    let flops = |shape: &ModelShape| tokens as f64 * shape.forward_flops_per_token(tokens);
+    let rewards = task.reward.iter().map(|reward| flops(&reward.shape));
+    let value = task.vf_coef.is_none().then(|| flops(&task.value_shape));
+    std::iter::once(flops(&task.shape))
+        .chain(rewards)
+        .chain(value)
+        .collect()
+}
+
+/// Of an episode in an inner epoch: the policy's, with its pretraining text, and the value model's; the loss of a head on
+/// the policy's trunk is part of the policy's update.
+pub(crate) fn training_flops(task: &PpoPlan) -> [f64; 2] {
+    let tokens = task.sampling.max_prompt_tokens + task.sampling.max_new_tokens;
     let lora = task.lora.as_ref();
-    let train_policy = |context| {
-        let forward = policy.forward_flops_per_token(context);
-        policy.training_flops_per_token(forward, context, lora.map(|lora| &lora.policy))
+    let flops = |shape: &ModelShape, lora: Option<&LoraPlan>, rows: usize, context: usize| {
+        let forward = shape.forward_flops_per_token(context);
+        (rows * context) as f64 * shape.training_flops_per_token(forward, context, lora)
     };
-    let (value_forward, train_value) = if task.vf_coef.is_some() {
-        (0.0, 0.0)
-    } else {
-        let forward = value.forward_flops_per_token(tokens);
-        let lora = lora.map(|lora| &lora.value);
-        let training = value.training_flops_per_token(forward, tokens, lora);
-        (forward, training)
+    let of_policy =
+        |rows, context| flops(&task.shape, lora.map(|lora| &lora.policy), rows, context);
+    let text = task
+        .ptx
+        .as_ref()
+        .map_or(0.0, |ptx| of_policy(ptx.sequences_per_episode, ptx.context));
+    let value = match task.vf_coef {
+        Some(_) => 0.0,
+        None => flops(&task.value_shape, lora.map(|lora| &lora.value), 1, tokens),
     };
-    let rewards = task.reward.iter();
-    let scores = rewards.map(|reward| reward.shape.forward_flops_per_token(tokens));
-    let forward =
-        2.0 * policy.forward_flops_per_token(tokens) + value_forward + scores.sum::<f64>();
-    let training = train_policy(tokens) + train_value;
-    let ptx = task.ptx.as_ref().map_or(0.0, |ptx| {
-        let pretraining_tokens = (ptx.sequences_per_episode * ptx.context) as f64;
-        pretraining_tokens * train_policy(ptx.context)
-    });
-    let inner_epochs = task.inner_epochs as f64;
-    tokens as f64 * (forward + inner_epochs * training) + inner_epochs * ptx
-}
-
-/// What adapters are merged into at the end, one after the other: policy and value model, each with its
-/// parameters and how its weights are kept until then.
-fn ppo_merged(task: &PpoPlan) -> impl Iterator<Item = (u64, Option<Quantization>)> {
-    let lora = task.lora.as_ref();
-    let shared = lora.is_some_and(|lora| lora.share_backbone);
-    let start = task.value_start().filter(|_| !shared);
-    let value = start.map_or(task.reference_quantize, |index| task.reward[index].quantize);
-    let models = [
-        (task.shape.num_parameters(), task.reference_quantize),
-        (task.value_shape.num_parameters_scalar(), value),
-    ];
-    models.into_iter().filter(move |_| lora.is_some())
-}
-
-/// What stays in memory, and the largest of what the parts of an iteration and the end have beside it.
-pub(crate) fn ppo_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
-    let dtype = execution.dtype;
-    let merged =
-        ppo_merged(task).map(|(parameters, quantize)| merged_bytes(parameters, dtype, quantize));
-    let parts = [
-        collecting_bytes(task, execution, place),
-        learning_bytes(task, execution, place),
-        merged.max().unwrap_or(0),
-    ];
-    ppo_resident_bytes(task, dtype) + parts.into_iter().max().unwrap_or(0)
-}
-
-/// The most of sampling and of scoring by reward models, reference and value model, one after the other.
-fn collecting_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
-    let sampling = &task.sampling;
-    let lengths = (sampling.max_prompt_tokens, sampling.max_new_tokens);
-    let micro_tokens = execution.micro_batch * (lengths.0 + lengths.1);
-    let policy = Held {
-        shape: &task.shape,
-        head: Head::Token,
-        lora: None,
-        quantize: task.reference_quantize,
-        execution,
-        place,
-    };
-    let rows = execution
-        .sample_batch
-        .min(task.batch.max(task.eval_prompts));
-    let chosen = Loss::Chosen(execution.micro_batch * lengths.1);
-    let score = |shape, quantize| {
-        let model = Held {
-            shape,
-            head: Head::Scalar,
-            quantize,
-            ..policy
-        };
-        model.scoring_bytes(micro_tokens, Loss::Scalar)
-    };
-    let text = task.ptx.as_ref().map_or(0, |ptx| {
-        policy.forward_bytes(execution.micro_batch * ptx.context)
-    });
-    let rewards = task.reward.iter();
-    let scores = rewards.map(|source| score(&source.shape, source.quantize));
-    let parts = scores.chain([
-        policy.sampling_bytes((rows, 1), lengths),
-        policy.scoring_bytes(micro_tokens, chosen),
-        // A head on the trunk reads the states that are sampled from.
-        match task.vf_coef {
-            Some(_) => 0,
-            None => score(&task.value_shape, None),
-        },
-        text,
-    ]);
-    parts.max().unwrap_or(0)
-}
-
-/// The most of the policy's update, with its gradients on pretraining text, and the value model's.
-fn learning_bytes(task: &PpoPlan, execution: &Execution, place: Place) -> u64 {
-    let sampling = &task.sampling;
-    let (prompt, new) = (sampling.max_prompt_tokens, sampling.max_new_tokens);
-    let lora = task.lora.as_ref();
-    let on_gradients = task.minibatch > execution.micro_batch;
-    let policy = Held {
-        shape: &task.shape,
-        head: Head::Token,
-        lora: lora.map(|lora| &lora.policy),
-        quantize: task.reference_quantize,
-        execution,
-        place,
-    };
-    let value = Held {
-        shape: &task.value_shape,
-        head: Head::Scalar,
-        lora: lora.map(|lora| &lora.value),
-        ..policy
-    };
-    let episodes = Passes {
-        tokens: execution.micro_batch * (prompt + new),
-        loss: Loss::Chosen(execution.micro_batch * new),
-        on_gradients,
-    };
-    let values = Passes {
-        loss: Loss::Scalar,
-        ..episodes
-    };
-    let text = task.ptx.as_ref().map_or(0, |ptx| {
-        policy.update_bytes(&Passes {
-            tokens: execution.micro_batch * ptx.context,
-            loss: Loss::Tokens,
-            on_gradients: true,
-        })
-    });
-    if task.vf_coef.is_some() {
-        return policy.update_bytes(&episodes).max(text);
-    }
-    // Both models' gradients wait for the end of the minibatch.
-    let beside_policy = if on_gradients {
-        value.waiting_bytes()
-    } else {
-        0
-    };
-    let parts = [
-        policy.update_bytes(&episodes) + beside_policy,
-        value.update_bytes(&values) + policy.waiting_bytes(),
-        text + value.waiting_bytes(),
-    ];
-    parts.into_iter().max().unwrap_or(0)
-}
-
-/// Policy and value model (or its head) in training, reference and reward models, EMA. With adapters the reference is
-/// the policy's frozen weights and the value model stands on those that it starts from; on a shared backbone all
-/// of them stand on the policy's.
-fn ppo_resident_bytes(task: &PpoPlan, dtype: Dtype) -> u64 {
-    let (trained, value_trained) = ppo_trained(task);
-    let policy = frozen_bytes(&task.shape, Head::Token, dtype, task.reference_quantize);
-    let of_reward = |source: &RewardSource| match &task.lora {
-        Some(lora) if lora.share_backbone => {
-            let adapters = source.shape.num_trainable(Head::Scalar, Some(&lora.value));
-            weight_bytes(adapters, dtype)
-        }
-        _ => frozen_bytes(&source.shape, Head::Scalar, dtype, source.quantize),
-    };
-    let frozen = policy + task.reward.iter().map(of_reward).sum::<u64>();
-    let ema = match task.ema {
-        // A head on the trunk is averaged with it.
-        Some(_) if task.vf_coef.is_some() => weight_bytes(trained + value_trained, dtype.wide()),
-        Some(_) => weight_bytes(trained, dtype.wide()),
-        None => 0,
-    };
-    frozen + training_bytes(trained, dtype) + training_bytes(value_trained, dtype) + ema
+    [of_policy(1, tokens) + text, value]
 }

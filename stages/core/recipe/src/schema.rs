@@ -99,6 +99,52 @@ const LABEL: &[&str] = &[
     "dtype",
 ];
 
+/// A job of Slurm. (`environment` is a table of any names.)
+const SLURM: &[&str] = &[
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "nodes",
+    "gpus_per_node",
+    "ranks_per_node",
+    "cpus_per_node",
+    "memory",
+    "exclusive",
+    "time",
+    "signal_before",
+    "restarts",
+    "options",
+    "setup",
+    "environment",
+    "program",
+    "container.image",
+    "container.runtime",
+    "container.mounts",
+];
+
+/// A job of Kubernetes. (`volumes`, `environment` and `node_selector` are tables of any names.)
+const KUBERNETES: &[&str] = &[
+    "namespace",
+    "service_account",
+    "image",
+    "nodes",
+    "gpus_per_node",
+    "ranks_per_node",
+    "cpus_per_node",
+    "memory",
+    "shm",
+    "queue",
+    "volumes",
+    "environment",
+    "node_selector",
+    "tolerations",
+    "image_pull_secret",
+    "priority_class",
+    "grace",
+    "restarts",
+];
+
 const PPO: &[&str] = &[
     "model",
     "quantize",
@@ -138,11 +184,14 @@ const PPO: &[&str] = &[
 /// The dotted keys of a table of this kind; `""` is the file itself.
 ///
 /// # Panics
-/// For a kind that is not in [`KINDS`] nor `""` nor `tokenizer`: readers ask for those alone.
+/// For a kind that is not in [`KINDS`] nor `""`, `tokenizer`, `cluster`, `slurm` or `kubernetes`: readers ask for those alone.
 pub(crate) fn keys(kind: &str) -> Vec<&'static str> {
     let groups: &[&[&str]] = match kind {
         "" => &[&["name", "seed", "preset"]],
         "tokenizer" => &[&["kind", "vocab_size", "data", "path"]],
+        "cluster" => &[&["slurm", "kubernetes"]],
+        "slurm" => &[SLURM],
+        "kubernetes" => &[KUBERNETES],
         "import" => &[&[
             "kind",
             "format",
@@ -233,6 +282,19 @@ impl KeyCheck<'_> {
                 self.report(entry, &path, "unknown key".to_owned(), hint);
             }
         }
+    }
+
+    /// The same of a table that stands under a key, which must be one.
+    pub fn check_whole(&mut self, entry: &Entry, path: &str) {
+        if let Value::Table(_) = entry.node.value {
+            return self.check(&entry.node, path, "");
+        }
+        let message = format!("must be a table, is {}", entry.node.value.written());
+        let hint = format!(
+            "write [{path}] and its keys below: {}",
+            self.known.join(", ")
+        );
+        self.report(entry, path, message, hint);
     }
 
     fn check_table(&mut self, entry: &Entry, path: &str, prefix: &str) {

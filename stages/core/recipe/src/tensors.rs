@@ -52,13 +52,18 @@ pub struct TensorSpec {
 impl TensorSpec {
     /// Outputs and inputs of a block's matrix, which may be quantised; `None` for other tensors.
     pub fn block_matrix(&self, shape: &ModelShape) -> Option<[i64; 2]> {
-        let names = shape.names();
-        let in_block = self.name.strip_prefix(names.block)?.starts_with('.');
+        let in_block = self.in_block(shape);
         match self.dims[..] {
-            [inputs, outputs] if in_block && names.in_out => Some([outputs, inputs]),
+            [inputs, outputs] if in_block && shape.names().in_out => Some([outputs, inputs]),
             [outputs, inputs] if in_block => Some([outputs, inputs]),
             _ => None,
         }
+    }
+
+    /// Whether it belongs to one of the blocks.
+    pub(crate) fn in_block(&self, shape: &ModelShape) -> bool {
+        let within = self.name.strip_prefix(shape.names().block);
+        within.is_some_and(|rest| rest.starts_with('.'))
     }
 }
 

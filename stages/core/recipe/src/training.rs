@@ -227,22 +227,17 @@ pub(crate) fn optimizer(
 
 /// How a stage is computed here; `batch` (the value of `batch_key`) is made of micro-batches.
 pub(crate) fn execution(reader: &Reader<'_>, batch_key: &str, batch: usize) -> Outcome<Execution> {
+    let shardings = Sharding::ALL.map(|sharding| (sharding.word(), sharding));
     Ok(Execution {
         dtype: reader.choice("dtype", DTYPES)?,
         micro_batch: micro_batch(reader, batch_key, batch)?,
         sample_batch: 1,
         checkpointing: reader.flag("checkpointing")?,
-        sharding: reader.choice("sharding", SHARDINGS)?,
+        sharding: reader.choice("sharding", &shardings)?,
         save_every: reader.count("save_every", 1)? as u64,
         keep: reader.count("keep", 1)?,
     })
 }
-
-const SHARDINGS: &[(&str, Sharding)] = &[
-    ("none", Sharding::None),
-    ("optimizer", Sharding::Optimizer),
-    ("gradients", Sharding::Gradients),
-];
 
 fn micro_batch(reader: &Reader<'_>, batch_key: &str, batch: usize) -> Outcome<usize> {
     let Some(micro_batch) = reader.count_opt("micro_batch", 1)? else {

@@ -10,7 +10,7 @@
 //!
 //! **Reading order:** [`files`] (how anything is written) and
 //! [`leftovers`] (what a kill leaves), [`hash`] and [`manifest`] (how it is
-//! trusted), [`run_folder`] (where it lies), [`metrics`] and [`events`] (how a run is seen),
+//! trusted), [`run_folder`] and [`run_lock`] (where it lies, who uses it), [`metrics`] and [`events`] (how a run is seen),
 //! [`seeds`] (where randomness comes from), [`ranks`] (which of several processes this is), [`statistics`], [`interrupt`] and [`logging`].
 
 pub mod events;
@@ -24,6 +24,7 @@ mod metric_names;
 pub mod metrics;
 pub mod ranks;
 pub mod run_folder;
+pub mod run_lock;
 pub mod seeds;
 pub mod statistics;
 
@@ -31,4 +32,5 @@ pub use events::Event;
 pub use files::{FileError, WholeFolder};
 pub use manifest::{Manifest, ManifestError};
 pub use metrics::{MetricRow, Metrics, MetricsWriter};
-pub use run_folder::{RunFolder, RunFolderError, RunLock, StageFolder};
+pub use run_folder::{RunFolder, StageFolder};
+pub use run_lock::{RunFolderError, RunLock};

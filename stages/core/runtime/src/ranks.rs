@@ -132,34 +132,52 @@ fn of_torchrun(
 }
 
 fn of_slurm(variable: &dyn Fn(&str) -> Option<String>) -> Result<Place, PlaceError> {
-    let get = |name: &str| {
-        variable(name).ok_or_else(|| PlaceError::Missing {
-            found: "SLURM_STEP_ID".to_owned(),
-            missing: name.to_owned(),
-        })
-    };
-    let hosts = get("SLURM_STEP_NODELIST")?;
-    let job: u64 = number("SLURM_JOB_ID", &get("SLURM_JOB_ID")?)?;
+    let get = |name: &str| of_step(variable, name);
+    let (host, port) = meeting_of_step(variable)?;
     let place = Place {
         rank: number("SLURM_PROCID", &get("SLURM_PROCID")?)?,
         size: number("SLURM_STEP_NUM_TASKS", &get("SLURM_STEP_NUM_TASKS")?)?,
         local_rank: number("SLURM_LOCALID", &get("SLURM_LOCALID")?)?,
-        host: variable(MASTER_ADDR).unwrap_or_else(|| first_host(&hosts)),
-        port: match variable(MASTER_PORT) {
-            Some(port) => number(MASTER_PORT, &port)?,
-            None => port_of_job(job),
-        },
+        host,
+        port,
     };
     place.checked("SLURM_PROCID")
 }
 
+/// Where the first rank of a step of Slurm listens: on its first node, at a port of the job's, unless `MASTER_ADDR` or
+/// `MASTER_PORT` says another (a node's name need not be an address).
+///
+/// # Errors
+/// Where variables are missing, or make no sense.
+pub fn meeting_of_step(
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<(String, u16), PlaceError> {
+    let get = |name: &str| of_step(variable, name);
+    let host = match variable(MASTER_ADDR) {
+        Some(host) => host,
+        None => first_host(&get("SLURM_STEP_NODELIST")?),
+    };
+    let port = match variable(MASTER_PORT) {
+        Some(port) => number(MASTER_PORT, &port)?,
+        None => port_of_job(number("SLURM_JOB_ID", &get("SLURM_JOB_ID")?)?),
+    };
+    Ok((host, port))
+}
+
+fn of_step(variable: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<String, PlaceError> {
+    variable(name).ok_or_else(|| PlaceError::Missing {
+        found: "SLURM_STEP_ID".to_owned(),
+        missing: name.to_owned(),
+    })
+}
+
 /// A port that jobs on one machine are unlikely to share.
-pub fn port_of_job(job: u64) -> u16 {
+fn port_of_job(job: u64) -> u16 {
     (FIRST_PORT + job % NUM_PORTS) as u16
 }
 
 /// The first of Slurm's list of hosts: `gpu[03-05,9],login1` is `gpu03`.
-pub fn first_host(list: &str) -> String {
+fn first_host(list: &str) -> String {
     let end = list.find([',', '[']).unwrap_or(list.len());
     let (prefix, rest) = list.split_at(end);
     let Some(numbers) = rest.strip_prefix('[') else {

@@ -1,71 +1,24 @@
-//! The layout of a run folder, and its lock.
+//! The layout of a run folder.
 //!
 //! ```text
 //! runs/demo/
-//!   plan.toml  lock  logs/<stage>.log
-//!   <stage>/stage.json  metrics.jsonl  step-000400/  rollouts/  final/  done.json
+//!   plan.toml  plan.lock  lock  logs/<stage>.log  cluster/
+//!   <stage>/stage.json  metrics.jsonl  step-000400/  rollouts/  final/  done.json  failed.json  lock
 //! ```
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-use rustix::io::FdFlags;
-use rustix::process::{Pid, test_kill_process};
-use serde::{Deserialize, Serialize};
 
 use crate::files::FileError;
-use crate::leftovers;
 
 /// The file of a run folder that says what the run is.
 pub const PLAN: &str = "plan.toml";
-
-/// How long [`RunFolder::lock`] waits for the worker of a front that is dead already.
-const ORPHAN_GRACE: Duration = Duration::from_secs(10);
-
-/// Why a run folder cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum RunFolderError {
-    /// A file or folder could not be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// Another run is using the folder.
-    #[error(
-        "{} is in use by {holder}\n  \
-         hint: wait for it or stop it; another run of the same pipeline needs its own --run-dir",
-        path.display()
-    )]
-    Held {
-        /// The run folder.
-        path: PathBuf,
-        /// Who holds it, in words.
-        holder: String,
-    },
-}
 
 /// The folder of one run.
 #[derive(Debug, Clone)]
 pub struct RunFolder {
     root: PathBuf,
-}
-
-/// Holds the run folder until it is dropped *and* every process started meanwhile has ended: the
-/// lock is inherited, so that no second run begins while the worker of a killed one still writes.
-#[derive(Debug)]
-pub struct RunLock {
-    // The lock belongs to the open file; closing it releases.
-    _file: File,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Holder {
-    pid: i32,
-    host: String,
-    command: String,
-    started: u64,
 }
 
 impl RunFolder {
@@ -75,9 +28,14 @@ impl RunFolder {
     /// The folder cannot be made.
     pub fn open_or_create(root: &Path) -> Result<Self, FileError> {
         fs::create_dir_all(root).map_err(FileError::io("create", root))?;
-        Ok(Self {
+        Ok(Self::at(root))
+    }
+
+    /// The run folder at `root`, whether it is there or not.
+    pub fn at(root: &Path) -> Self {
+        Self {
             root: root.to_path_buf(),
-        })
+        }
     }
 
     /// Its path.
@@ -85,43 +43,9 @@ impl RunFolder {
         &self.root
     }
 
-    /// Takes the folder for this process, and removes what killed processes left in it.
-    ///
-    /// # Errors
-    /// [`RunFolderError::Held`] says who holds it and since when.
-    pub fn lock(&self) -> Result<RunLock, RunFolderError> {
-        let path = self.root.join("lock");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(FileError::io("open", &path))?;
-        let start = Instant::now();
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(error)) => Err(FileError::io("lock", &path)(error))?,
-                Err(TryLockError::WouldBlock) => {
-                    let holder = read_holder(&path);
-                    let orphan = holder.as_ref().is_some_and(Holder::is_dead);
-                    if !orphan || start.elapsed() > ORPHAN_GRACE {
-                        let holder = holder.map_or("an unknown process".into(), |h| h.in_words());
-                        return Err(RunFolderError::Held {
-                            path: self.root.clone(),
-                            holder,
-                        });
-                    }
-                    thread::sleep(Duration::from_millis(50));
-                }
-            }
-        }
-        write_holder(&mut file).map_err(FileError::io("write", &path))?;
-        leftovers::sweep(&self.root)?;
-        rustix::io::fcntl_setfd(&file, FdFlags::empty())
-            .map_err(|errno| FileError::io("lock", &path)(errno.into()))?;
-        Ok(RunLock { _file: file })
+    /// `cluster/`: what was submitted from it.
+    pub fn cluster_dir(&self) -> PathBuf {
+        self.root.join("cluster")
     }
 
     /// The folder of one stage.
@@ -140,63 +64,6 @@ impl RunFolder {
     pub fn log_path(&self, stage: &str) -> PathBuf {
         self.root.join("logs").join(format!("{stage}.log"))
     }
-}
-
-impl Holder {
-    fn of_this_process() -> Self {
-        Self {
-            pid: rustix::process::getpid().as_raw_nonzero().get(),
-            host: host_name(),
-            command: std::env::args().collect::<Vec<_>>().join(" "),
-            started: seconds_since_epoch(),
-        }
-    }
-
-    /// Certain only for processes of this machine.
-    fn is_dead(&self) -> bool {
-        self.host == host_name()
-            && Pid::from_raw(self.pid)
-                .is_some_and(|pid| test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
-    }
-
-    fn in_words(&self) -> String {
-        let minutes = seconds_since_epoch().saturating_sub(self.started) / 60;
-        let Self {
-            pid, host, command, ..
-        } = self;
-        let ended = if self.is_dead() {
-            " (ended, but its worker has not)"
-        } else {
-            ""
-        };
-        format!("process {pid} on {host}{ended}, for {minutes} min: `{command}`")
-    }
-}
-
-fn read_holder(path: &Path) -> Option<Holder> {
-    fs::read(path)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-}
-
-fn write_holder(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
-    file.write_all(&serde_json::to_vec(&Holder::of_this_process())?)?;
-    file.sync_all()
-}
-
-fn host_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
-}
-
-fn seconds_since_epoch() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
 }
 
 /// The folder of one stage of a run.
@@ -261,6 +128,11 @@ impl StageFolder {
         self.root.join("done.json")
     }
 
+    /// `failed.json`: why it is not done, where it failed; gone once it is begun again.
+    pub fn failed_path(&self) -> PathBuf {
+        self.root.join("failed.json")
+    }
+
     /// `stage.json`: written at the start; says what the folder is being made from.
     pub fn state_path(&self) -> PathBuf {
         self.root.join("stage.json")
@@ -298,31 +170,6 @@ mod tests {
     use super::*;
 
     type Outcome = Result<(), Box<dyn std::error::Error>>;
-
-    #[test]
-    fn the_lock_names_its_holder_and_lasts_until_the_last_child_has_ended() -> Outcome {
-        let dir = tempfile::tempdir()?;
-        let run = RunFolder::open_or_create(&dir.path().join("demo"))?;
-        let lock = run.lock()?;
-        let message = run.lock().err().ok_or("must be held")?.to_string();
-        assert!(
-            message.contains(&format!("process {}", std::process::id())),
-            "{message}"
-        );
-        assert!(
-            message.contains("demo") && message.contains("hint:"),
-            "{message}"
-        );
-        // One test for both, since tests run in parallel and a child inherits all that is locked.
-        let mut child = std::process::Command::new("sleep").arg("60").spawn()?;
-        drop(lock);
-        let held = run.lock();
-        child.kill()?;
-        child.wait()?;
-        assert!(matches!(held, Err(RunFolderError::Held { .. })));
-        run.lock()?;
-        Ok(())
-    }
 
     #[test]
     fn snapshots_are_listed_by_step_and_others_ignored() -> Outcome {

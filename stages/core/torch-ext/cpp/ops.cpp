@@ -1,6 +1,7 @@
 // Operators that tch does not bind.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -41,6 +42,16 @@ char* rlhf_backward(size_t n, at::Tensor* const* outputs, at::Tensor* const* gra
 
 char* rlhf_free_grad(at::Tensor* tensor) {
   return rlhf::guarded([&] { tensor->mutable_grad().reset(); });
+}
+
+char* rlhf_set_storage_bytes(at::Tensor* tensor, size_t bytes) {
+  return rlhf::guarded([&] {
+    c10::StorageImpl* storage = tensor->storage().unsafeGetStorageImpl();
+    TORCH_CHECK(storage->allocator() && storage->resizable(), "memory that has no allocator");
+    c10::DeviceGuard guard(tensor->device());
+    storage->set_data_ptr_noswap(storage->allocator()->allocate(bytes));
+    storage->set_nbytes(bytes);
+  });
 }
 
 }  // extern "C"

@@ -259,7 +259,7 @@ impl Group {
         call: impl FnOnce(*mut c_void, *mut *mut c_void) -> ffi::Status,
     ) -> Result<Pending, TorchError> {
         let mut work = ptr::null_mut();
-        check(operation, call(self.raw.as_ptr(), &raw mut work))?;
+        check(operation, call(self.raw.as_ptr(), &raw mut work)).map_err(communication)?;
         Ok(Pending {
             raw: owned(work),
             operation,
@@ -321,9 +321,17 @@ impl Pending {
     /// Where a rank is gone, or did not come in time.
     pub fn wait(self) -> Result<(), TorchError> {
         // SAFETY: the work lives as long as `self`.
-        check(self.operation, unsafe {
-            ffi::rlhf_work_wait(self.raw.as_ptr())
-        })
+        let status = unsafe { ffi::rlhf_work_wait(self.raw.as_ptr()) };
+        check(self.operation, status).map_err(communication)
+    }
+}
+
+fn communication(error: TorchError) -> TorchError {
+    match error {
+        TorchError::Libtorch { operation, message } => {
+            TorchError::Communication { operation, message }
+        }
+        other => other,
     }
 }
 

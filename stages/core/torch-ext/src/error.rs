@@ -13,6 +13,14 @@ pub enum TorchError {
         /// Its words.
         message: String,
     },
+    /// Ranks did not get through to each other.
+    #[error("libtorch: {operation}: {message}")]
+    Communication {
+        /// The collective operation.
+        operation: &'static str,
+        /// c10d's words.
+        message: String,
+    },
     /// Lists that belong together have different lengths.
     #[error("{operation}: {name} has {found} tensors, expected {expected}")]
     Lengths {

@@ -109,6 +109,7 @@ unsafe extern "C" {
     pub(crate) fn rlhf_work_wait(work: *mut c_void) -> Status;
     pub(crate) fn rlhf_work_free(work: *mut c_void);
     pub(crate) fn rlhf_free_grad(tensor: *const C_tensor) -> Status;
+    pub(crate) fn rlhf_set_storage_bytes(tensor: *const C_tensor, bytes: usize) -> Status;
     pub(crate) fn rlhf_quantized_linear(
         x_ni: *const C_tensor,
         codes: *const C_tensor,

@@ -2,7 +2,7 @@
 //! that keep no logits, the product with a matrix of few bits, attention
 //! over a cache in blocks, sampling without tensors between, the same as kernels for GPUs, steps that are recorded
 //! and repeated there, tensors straight from a mapped file, a device choice that never falls back in silence, CUDA
-//! statistics, communication between ranks.
+//! statistics, communication between ranks, tensors whose memory comes and goes.
 //!
 //! In: tensors and small options. Out: tensors, numbers, or a [`TorchError`] with libtorch's words.
 //!
@@ -10,7 +10,7 @@
 //! libtorch and nothing of models, data or training.
 //!
 //! Reading order: `error`, `ffi` (every foreign declaration), `ops`, `kind`, `quantized`, `fused`, `packed`, `row_attention`, `cached_attention`, `sample`,
-//! `kernels`, `device_attention`, `bytes`, `device`, `deterministic`, `cuda`, `graph`, `collectives`.
+//! `kernels`, `device_attention`, `bytes`, `device`, `deterministic`, `cuda`, `graph`, `collectives`, `storage`.
 //! The C++ lies in `cpp/`: operators for the CPU, and the border to those for GPUs (`device.h`), which are a library of
 //! their own (`cpp/cuda`). Their kernels also compile for the CPU, where tests run them (`cpp/cuda/emulate.h`).
 
@@ -34,6 +34,7 @@ mod packed;
 mod quantized;
 mod row_attention;
 mod sample;
+mod storage;
 
 pub use bytes::{Layout, MappedFile, tensor_from_bytes};
 pub use cached_attention::{CACHE_BLOCK, CachedOptions, CachedRows, cached_attention};
@@ -52,3 +53,4 @@ pub use packed::PackedMatrix;
 pub use quantized::{Codes, quantized_linear};
 pub use row_attention::{RowSpans, row_attention, serves_rows};
 pub use sample::{Cuts, LARGEST_DEVICE_VOCABULARY, device_sample, sample};
+pub use storage::Lent;

@@ -7,7 +7,6 @@ use tch::{Kind, Tensor, no_grad};
 use torch_ext::{AdamWStep, fused_adamw};
 
 use crate::error::TrainerError;
-use crate::exchange::{Division, slice_tensor};
 use crate::gradients::is_low_precision;
 
 /// The optimizer of one model. With `g` the gradient, `t` the parameter's own step count from 1:
@@ -35,6 +34,8 @@ struct Slot {
     name: String,
     /// The parameter's whole shape.
     shape: Vec<i64>,
+    /// The number of the parameter that its slice begins with.
+    start: usize,
     /// The parameter, or the slice of it, whose memory it shares.
     param: Tensor,
     master: Tensor,
@@ -44,13 +45,8 @@ struct Slot {
 }
 
 impl Slot {
-    fn new(name: &str, param: &Tensor, division: &Division) -> Self {
-        let shape = param.size();
-        let param = if division.slices() == 1 {
-            param.shallow_clone()
-        } else {
-            slice_tensor(param, division)
-        };
+    /// For `param`, or the part of one of this `shape` that begins with the number `start`.
+    fn new(name: &str, shape: Vec<i64>, param: Tensor, start: usize) -> Self {
         let master = if is_low_precision(param.kind()) {
             param.detach().to_kind(Kind::Float)
         } else {
@@ -60,6 +56,7 @@ impl Slot {
         Self {
             name: name.to_owned(),
             shape,
+            start,
             exp_avg: zeros(),
             exp_avg_sq: zeros(),
             step: Tensor::zeros([] as [i64; 0], (Kind::Float, param.device())),
@@ -82,17 +79,18 @@ impl Slot {
 impl AdamW {
     /// A fresh state for `params`; they are updated in place from now on.
     pub fn new(params: &BTreeMap<String, Tensor>, plan: &OptimizerPlan) -> Self {
-        Self::divided(params, plan, &Division::none())
+        let whole = |(name, param)| (String::as_str(name), param, Tensor::shallow_clone(param), 0);
+        Self::of_slices(params.iter().map(whole), plan)
     }
 
-    /// The same, for the slices that one of the ranks of `division` keeps.
-    pub fn divided(
-        params: &BTreeMap<String, Tensor>,
+    /// The same, for slices of parameters: name, parameter, slice, and the number that this begins with.
+    pub(crate) fn of_slices<'a>(
+        slices: impl Iterator<Item = (&'a str, &'a Tensor, Tensor, usize)>,
         plan: &OptimizerPlan,
-        division: &Division,
     ) -> Self {
-        let slot = |(name, param): (&String, &Tensor)| Slot::new(name, param, division);
-        let slots = no_grad(|| params.iter().map(slot).collect());
+        let slots =
+            slices.map(|(name, param, slice, start)| Slot::new(name, param.size(), slice, start));
+        let slots = no_grad(|| slots.collect());
         Self {
             betas: plan.betas,
             eps: plan.eps,
@@ -112,6 +110,10 @@ impl AdamW {
     pub fn step(&mut self, grads: &[Tensor], lr: f64) -> Result<(), TrainerError> {
         assert_eq!(grads.len(), self.slots.len(), "one gradient per parameter");
         no_grad(|| {
+            // Of a parameter of which this rank has no number, too: a snapshot has one count for all ranks.
+            for slot in &self.slots {
+                let _ = slot.step.shallow_clone().f_add_scalar_(1.0)?;
+            }
             self.step_group(grads, lr, true)?;
             self.step_group(grads, lr, false)?;
             self.refresh_params();
@@ -137,9 +139,6 @@ impl AdamW {
         };
         let grads: Vec<Tensor> = group.iter().map(|(_, grad)| grad.shallow_clone()).collect();
         let steps = all(|slot| &slot.step);
-        for step in &steps {
-            let _ = step.shallow_clone().g_add_scalar_(1.0);
-        }
         fused_adamw(
             &all(|slot| &slot.master),
             &grads,
@@ -168,11 +167,11 @@ impl AdamW {
         });
     }
 
-    /// The whole shapes of the parameters, by name.
-    pub fn shapes(&self) -> impl Iterator<Item = (&str, &[i64])> {
+    /// The parameters' names with their whole shapes, and the number that what is trained here of each begins with.
+    pub(crate) fn slices(&self) -> impl Iterator<Item = (&str, (&[i64], usize))> {
         self.slots
             .iter()
-            .map(|slot| (slot.name.as_str(), &slot.shape[..]))
+            .map(|slot| (slot.name.as_str(), (&slot.shape[..], slot.start)))
     }
 
     /// Weights in master precision, by parameter name. They share memory with the optimizer.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use datasets::Tokenizer;
 use model::{Checkpoint, Model};
-use recipe::plan::{Dtype, LoraPlan, Quantization, Source, StagePlan};
+use recipe::plan::{Dtype, LoraPlan, Quantization, Sharding, Source, StagePlan};
 use recipe::shape::{ModelShape, Positions};
 use runtime::files::write_json;
 use runtime::manifest::Manifest;
@@ -97,6 +97,16 @@ impl StageContext {
         }
     }
 
+    /// `model` as this rank keeps it: a part of it, where the plan divides weights.
+    pub fn divide(&self, model: Model) -> Model {
+        match self.ranks.group() {
+            Some(group) if self.plan.execution.sharding == Sharding::Parameters => {
+                model.sharded(Rc::clone(group))
+            }
+            _ => model,
+        }
+    }
+
     /// The file or folder that a source stands for: a stage's `final/`, or the path itself.
     pub fn path(&self, source: &Source) -> PathBuf {
         source.path(&self.run)
@@ -134,7 +144,7 @@ impl StageContext {
     ) -> Result<Checkpoint, TrainerError> {
         let loaded = self.load(source, quantize)?;
         Ok(Checkpoint {
-            model: loaded.model.without_places(),
+            model: self.divide(loaded.model.without_places()),
             ..loaded
         })
     }
@@ -157,7 +167,7 @@ impl StageContext {
             } => model.with_places(places, self.seed),
             _ => model.without_places(),
         };
-        Ok(model.with_positions(shape))
+        Ok(self.divide(model.with_positions(shape)))
     }
 
     fn load(

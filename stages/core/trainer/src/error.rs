@@ -120,6 +120,12 @@ pub enum TrainerError {
         /// "missing" or "unexpected".
         problem: &'static str,
     },
+    /// The list of a training state's files is empty.
+    #[error("{path} names no files\n  hint: rerun the stage with --restart", path = path.display())]
+    NoSlices {
+        /// The list.
+        path: PathBuf,
+    },
     /// A tensor of a training state has another shape or number format than the one it replaces.
     #[error(
         "{path}: tensor {name} is {found}, expected {expected}\n  hint: the snapshot is of another model or \

@@ -1,15 +1,16 @@
 //! The sums of gradients over ranks, bucket by bucket, while the backward pass goes on.
 //!
 //! Where nothing is sharded every rank has every sum in the end; else each has that of its slices
-//! (`buckets`).
+//! ([`Bucket`]).
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
+use model::Bucket;
 use recipe::plan::Sharding;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{Pending, Reduction};
 
-use crate::buckets::Bucket;
 use crate::error::TrainerError;
 use crate::ranks::Ranks;
 
@@ -35,7 +36,7 @@ impl Division {
     pub(crate) fn slices(&self) -> usize {
         match self.sharding {
             Sharding::None => 1,
-            Sharding::Optimizer | Sharding::Gradients => self.ranks.size(),
+            Sharding::Optimizer | Sharding::Gradients | Sharding::Parameters => self.ranks.size(),
         }
     }
 
@@ -51,6 +52,8 @@ pub(crate) struct Exchange {
     division: Division,
     buckets: Vec<Bucket>,
     lanes: Vec<Lane>,
+    /// Buckets on their way, the oldest first.
+    coming: VecDeque<Coming>,
     kind: Kind,
     device: Device,
     /// Backward passes until the update, where that is known.
@@ -64,21 +67,32 @@ pub(crate) struct Exchange {
 struct Lane {
     /// What was summed so far: of a slice, or of whole tensors.
     sum: Option<Tensor>,
-    /// The pass that is on its way: what will hold its sum.
-    sent: Option<(Tensor, Pending)>,
+    /// Whether the present pass's gradients have been sent.
+    is_sent: bool,
 }
 
+/// A bucket on its way, and what will hold its sum.
+#[derive(Debug)]
+struct Coming {
+    bucket: usize,
+    made: Tensor,
+    pending: Pending,
+}
+
+/// Buckets that are on their way at a time, at most: so many gradients are whole where each rank keeps a part of them.
+const MOST_COMING: usize = 2;
+
 impl Exchange {
-    /// For parameters of these parts and sizes, whose gradients are summed in `kind`.
+    /// For parameters in these buckets, whose gradients are summed in `kind`.
     pub(crate) fn new(
         division: Division,
-        params: &[(Option<usize>, usize)],
+        buckets: Vec<Bucket>,
         kind: Kind,
         device: Device,
     ) -> Self {
-        let buckets = Bucket::of(params, division.slices());
         Self {
             lanes: buckets.iter().map(|_| Lane::default()).collect(),
+            coming: VecDeque::new(),
             division,
             buckets,
             kind,
@@ -101,13 +115,13 @@ impl Exchange {
 
     /// The buckets of a part that are not on their way.
     pub(crate) fn waiting(&self, part: Option<usize>) -> Vec<usize> {
-        let of_part = |index: &usize| self.buckets[*index].part == part;
+        let of_part = |index: &usize| self.buckets[*index].part() == part;
         self.not_sent().filter(of_part).collect()
     }
 
     /// All buckets that are not on their way.
     pub(crate) fn not_sent(&self) -> impl Iterator<Item = usize> {
-        (0..self.buckets.len()).filter(|index| self.lanes[*index].sent.is_none())
+        (0..self.buckets.len()).filter(|index| !self.lanes[*index].is_sent)
     }
 
     /// The parameters of a bucket.
@@ -125,37 +139,51 @@ impl Exchange {
             return Ok(());
         };
         let bucket = &self.buckets[index];
-        let whole = bucket.whole(self.kind, self.device);
-        bucket.pack(&whole, grad);
-        let sent = match self.division.sharding {
+        let options = (self.kind, self.device);
+        let whole = bucket.pack(options, grad);
+        let begun = match self.division.sharding {
             Sharding::None => {
                 let begun = group.all_reduce(&whole, Reduction::Sum);
                 begun.map(|pending| (whole, pending))
             }
-            Sharding::Optimizer | Sharding::Gradients => {
-                let part = bucket.part(self.kind, self.device);
+            Sharding::Optimizer | Sharding::Gradients | Sharding::Parameters => {
+                let part = Tensor::zeros([bucket.part_numel() as i64], options);
                 let begun = group.reduce_scatter(&part, &whole);
                 begun.map(|pending| (part, pending))
             }
         };
-        self.lanes[index].sent = Some(sent.map_err(|error| self.division.ranks.explain(&error))?);
+        let (made, pending) = begun.map_err(|error| self.division.ranks.explain(&error))?;
+        self.lanes[index].is_sent = true;
+        self.coming.push_back(Coming {
+            bucket: index,
+            made,
+            pending,
+        });
+        self.wait(MOST_COMING)
+    }
+
+    /// Waits until no more than so many buckets are on their way, and adds up what has come.
+    fn wait(&mut self, most: usize) -> Result<(), TrainerError> {
+        while self.coming.len() > most
+            && let Some(coming) = self.coming.pop_front()
+        {
+            self.division.ranks.wait(Ok(coming.pending))?;
+            match &mut self.lanes[coming.bucket].sum {
+                Some(sum) => drop(sum.f_add_(&coming.made)?),
+                none => *none = Some(coming.made),
+            }
+        }
         Ok(())
     }
 
     /// Ends a backward pass: waits for what is on its way, and adds it up.
     pub(crate) fn end_pass(&mut self) -> Result<(), TrainerError> {
-        self.has_kept = self.lanes.iter().any(|lane| lane.sent.is_none());
+        self.has_kept = self.lanes.iter().any(|lane| !lane.is_sent);
         self.passes_left = self.passes_left.saturating_sub(1);
         for lane in &mut self.lanes {
-            if let Some((made, pending)) = lane.sent.take() {
-                self.division.ranks.wait(Ok(pending))?;
-                match &mut lane.sum {
-                    Some(sum) => drop(sum.f_add_(&made)?),
-                    None => lane.sum = Some(made),
-                }
-            }
+            lane.is_sent = false;
         }
-        Ok(())
+        self.wait(0)
     }
 
     /// The sums: of each parameter this rank's slice (all of it, where nothing is sharded), flat, in the parameters' order.
@@ -164,7 +192,8 @@ impl Exchange {
         let mut all: Vec<(usize, Tensor)> = Vec::new();
         for (bucket, lane) in self.buckets.iter().zip(&self.lanes) {
             if let Some(sum) = &lane.sum {
-                all.extend(bucket.slices(sum, slice));
+                let slices = bucket.slices(slice);
+                all.extend(slices.map(|slice| (slice.index, slice.of_part(sum))));
             }
         }
         all.sort_by_key(|(index, _)| *index);
@@ -174,6 +203,11 @@ impl Exchange {
     /// Whether gradients of an earlier pass wait to be sent.
     pub(crate) fn has_kept(&self) -> bool {
         self.has_kept
+    }
+
+    /// Among whom.
+    pub(crate) fn ranks(&self) -> &Ranks {
+        &self.division.ranks
     }
 
     /// Whether every rank has whole sums.
@@ -186,38 +220,40 @@ impl Exchange {
         for lane in &mut self.lanes {
             *lane = Lane::default();
         }
+        self.coming.clear();
         self.passes_left = 0;
         self.has_kept = false;
     }
 
-    /// Makes every rank's `params` whole again, of which each has changed its slices.
-    pub(crate) fn gather(&self, params: &[Tensor]) -> Result<(), TrainerError> {
-        let (Some(group), Some(first)) = (self.division.ranks.group(), params.first()) else {
+    /// Makes every rank's parameters whole again, of which each has changed its slices; not those that are `None`.
+    pub(crate) fn gather<'a>(
+        &self,
+        param: impl Fn(usize) -> Option<&'a Tensor>,
+    ) -> Result<(), TrainerError> {
+        let Some(group) = self.division.ranks.group() else {
             return Ok(());
         };
-        if self.division.sharding == Sharding::None {
+        if self.is_whole() {
             return Ok(());
         }
-        let kind = first.kind();
         for bucket in &self.buckets {
-            let (whole, part) = (
-                bucket.whole(kind, self.device),
-                bucket.part(kind, self.device),
-            );
-            for (index, mut slice) in bucket.slices(&part, self.division.slice()) {
-                slice.copy_(&slice_tensor(&params[index], &self.division));
+            let Some(first) = bucket.indices().find_map(&param) else {
+                continue;
+            };
+            let whole = bucket.pack((first.kind(), self.device), |_| None);
+            let part = bucket.part_of(&whole, self.division.slice()).copy();
+            for slice in bucket.slices(self.division.slice()) {
+                if let Some(param) = param(slice.index) {
+                    slice.of_part(&part).copy_(&slice.of_tensor(param));
+                }
             }
-            let begun = group.all_gather(&whole, &part);
-            self.division.ranks.wait(begun)?;
-            bucket.unpack(&whole, |index| &params[index]);
+            self.division.ranks.wait(group.all_gather(&whole, &part))?;
+            for (index, place) in bucket.places(&whole) {
+                if let Some(param) = param(index) {
+                    param.detach().view([-1]).copy_(&place);
+                }
+            }
         }
         Ok(())
     }
-}
-
-/// This rank's slice of a tensor, flat; it shares the memory.
-pub(crate) fn slice_tensor(tensor: &Tensor, division: &Division) -> Tensor {
-    let range = crate::buckets::slice_of(tensor.numel(), division.slice(), division.slices());
-    let flat = tensor.detach().view([-1]);
-    flat.narrow(0, range.start as i64, range.len() as i64)
 }

@@ -9,35 +9,49 @@ use runtime::manifest::Manifest;
 
 use crate::error::TrainerError;
 use crate::folder::{ADAPTER, model_bytes, write_model};
+use crate::ranks::Ranks;
 
-/// Writes a checkpoint to `dir` (a stage's `final/`), whole or not at all: `model` at the root, each of
-/// `further` in a folder of its name below, all with the tokenizer. A model with adapters is written merged,
+/// Writes a checkpoint to `dir` (a stage's `final/`), whole or not at all: each of `models` in a folder of its name below,
+/// the one without a name at the root, all with the tokenizer. A model with adapters is written merged,
 /// with the adapters in `adapter/`, which the manifest notes. `manifest` says which step was selected and by
-/// which metrics; it is sealed and returned, so that its id can be recorded.
+/// which metrics; it is sealed.
+///
+/// All ranks call this and wait for the first, which writes.
 ///
 /// # Errors
-/// A full disk or a failed write; what was at `dir` before stays.
+/// A full disk or a failed write; what was at `dir` before stays. Another rank that fails.
 pub fn finish(
+    ranks: &Ranks,
     dir: &Path,
-    model: &Model,
-    further: &[(&str, &Model)],
+    models: &[(&str, &Model)],
     tokenizer: &Tokenizer,
     mut manifest: Manifest,
-) -> Result<Manifest, TrainerError> {
-    let further_bytes = further
-        .iter()
-        .map(|(_, model)| model_bytes(model, tokenizer));
-    let needed = model_bytes(model, tokenizer) + further_bytes.sum::<u64>();
-    let folder = WholeFolder::create(dir)?;
-    ensure_space(folder.path(), needed)?;
-    write_model(folder.path(), model, tokenizer)?;
-    for (name, model) in further {
-        write_model(&folder.path().join(name), model, tokenizer)?;
+) -> Result<(), TrainerError> {
+    let folder = if ranks.is_first() {
+        let needed = models
+            .iter()
+            .map(|(_, model)| model_bytes(model, tokenizer));
+        let folder = WholeFolder::create(dir)?;
+        ensure_space(folder.path(), needed.sum())?;
+        Some(folder)
+    } else {
+        None
+    };
+    for (name, model) in models {
+        let _whole = model.whole()?;
+        if let Some(folder) = &folder {
+            write_model(&folder.path().join(name), model, tokenizer)?;
+        }
     }
-    if model.has_adapter() {
-        manifest.notes.insert(ADAPTER.to_owned(), ADAPTER.into());
+    if let Some(folder) = folder {
+        if models
+            .iter()
+            .any(|(name, model)| name.is_empty() && model.has_adapter())
+        {
+            manifest.notes.insert(ADAPTER.to_owned(), ADAPTER.into());
+        }
+        manifest.seal(folder.path())?;
+        folder.commit()?;
     }
-    let manifest = manifest.seal(folder.path())?;
-    folder.commit()?;
-    Ok(manifest)
+    ranks.barrier()
 }

@@ -7,6 +7,7 @@ use torch_ext::free_grad;
 
 use crate::error::TrainerError;
 use crate::exchange::{Division, Exchange};
+use crate::trained::{Cut, Trained};
 
 /// The gradients of named parameters over the micro-batches of one update, and over all ranks.
 ///
@@ -21,6 +22,10 @@ pub struct Gradients {
     buffers: Option<Vec<Option<Tensor>>>,
     /// Which parameters have had a gradient before.
     reached: Vec<bool>,
+    /// Whether all were found to have had one, on some rank.
+    is_checked: bool,
+    /// Which parameters their models keep divided.
+    kept: Vec<bool>,
     /// Sums over ranks, where there are several.
     exchange: Option<Exchange>,
 }
@@ -30,23 +35,15 @@ pub(crate) fn is_low_precision(kind: Kind) -> bool {
     matches!(kind, Kind::BFloat16 | Kind::Half)
 }
 
-/// The block that a parameter belongs to, by the number in its name; `None`: what is before and behind all blocks.
-fn block_of(name: &str) -> Option<usize> {
-    name.split('.').find_map(|part| part.parse().ok())
-}
-
 impl Gradients {
-    /// Gradients of `params`, in the map's order.
-    pub fn new(params: &BTreeMap<String, Tensor>, division: &Division) -> Self {
+    /// Gradients of what is trained, in the map's order; all ranks have `cut` it alike.
+    pub(crate) fn divided(trained: &Trained, cut: Cut, division: &Division) -> Self {
+        let params = &trained.params;
         let low = params.values().any(|param| is_low_precision(param.kind()));
-        let described: Vec<(Option<usize>, usize)> = params
-            .iter()
-            .map(|(name, param)| (block_of(name), param.numel()))
-            .collect();
         let exchange = params.values().next().filter(|_| division.ranks.size() > 1);
         let exchange = exchange.map(|first| {
             let kind = if low { Kind::Float } else { first.kind() };
-            Exchange::new(division.clone(), &described, kind, first.device())
+            Exchange::new(division.clone(), cut.buckets, kind, first.device())
         });
         Self {
             buffers: low.then(|| params.values().map(|_| None).collect()),
@@ -55,6 +52,11 @@ impl Gradients {
                 .iter()
                 .map(|(name, param)| (name.clone(), param.shallow_clone()))
                 .collect(),
+            kept: params
+                .keys()
+                .map(|name| trained.kept.contains_key(name))
+                .collect(),
+            is_checked: false,
             exchange,
         }
     }
@@ -163,10 +165,7 @@ impl Gradients {
         for index in 0..self.params.len() {
             self.take_up(index)?;
         }
-        if let Some(index) = self.reached.iter().position(|reached| !reached) {
-            let name = self.params[index].0.clone();
-            return Err(TrainerError::NoGradient { step, name });
-        }
+        self.check_reached(step)?;
         if self.exchange.is_some() {
             return self.collect_sums();
         }
@@ -179,6 +178,23 @@ impl Gradients {
             .enumerate()
             .map(|(index, (_, param))| self.present(index).map_or_else(|| zeros(param), Ok))
             .collect()
+    }
+
+    /// Once, with the other ranks: a share of a batch need not reach every parameter.
+    fn check_reached(&mut self, step: u64) -> Result<(), TrainerError> {
+        if self.is_checked {
+            return Ok(());
+        }
+        let mut reached: Vec<f64> = self.reached.iter().map(|r| f64::from(*r)).collect();
+        if let Some(exchange) = &self.exchange {
+            exchange.ranks().max(&mut reached)?;
+        }
+        if let Some(index) = reached.iter().position(|reached| *reached == 0.0) {
+            let name = self.params[index].0.clone();
+            return Err(TrainerError::NoGradient { step, name });
+        }
+        self.is_checked = true;
+        Ok(())
     }
 
     fn collect_sums(&mut self) -> Result<Vec<Tensor>, TrainerError> {
@@ -197,7 +213,7 @@ impl Gradients {
         Ok(sums.map(shaped).collect())
     }
 
-    /// Makes every rank's parameters whole again, of which each has changed its slices.
+    /// Makes parameters whole again of which each rank has changed its slices, but for those that stay divided.
     ///
     /// # Errors
     /// Where another rank fails.
@@ -205,8 +221,8 @@ impl Gradients {
         let Some(exchange) = &self.exchange else {
             return Ok(());
         };
-        let params: Vec<Tensor> = self.params.iter().map(|(_, p)| p.shallow_clone()).collect();
-        no_grad(|| exchange.gather(&params))
+        let param = |index: usize| (!self.kept[index]).then(|| &self.params[index].1);
+        no_grad(|| exchange.gather(param))
     }
 
     /// Frees every gradient.

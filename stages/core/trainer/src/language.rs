@@ -115,6 +115,7 @@ pub fn lm_evaluate(
 ) -> Result<LmLoss, TrainerError> {
     let tokens = rows.iter().map(LmRow::num_targets).sum::<usize>() as f64;
     let mut sum = 0.0;
+    let _whole = model.whole()?;
     for micro in ranks.share(&by_length(rows)).chunks(micro_batch) {
         let (input, targets) = to_input(micro, pad_id, model);
         let hidden_btd = no_grad(|| model.hidden(&input));

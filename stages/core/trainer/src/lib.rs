@@ -16,7 +16,6 @@
 //! [`session`] for the supervised stages.
 
 pub mod adamw;
-mod buckets;
 pub mod context;
 pub mod ema;
 mod error;
@@ -41,6 +40,7 @@ mod tensor_file;
 #[cfg(test)]
 mod tests;
 pub mod token_loss;
+mod trained;
 pub mod utilisation;
 
 pub use adamw::AdamW;
@@ -51,6 +51,7 @@ pub use error::TrainerError;
 pub use exchange::Division;
 pub use finish::finish;
 pub use folder::ADAPTER;
+pub use identity::Identity;
 pub use language::{LmLoss, LmOptions, lm_backward, lm_evaluate};
 pub use persist::Outcome;
 pub use pretrain_text::PretrainText;
@@ -63,4 +64,5 @@ pub use session::{Session, num_steps};
 pub use snapshot::{Contents, RestorePart, SnapshotPart, restore_snapshot, save_snapshot};
 pub use stepper::{Stepper, Update};
 pub use token_loss::{Targets, lm_micro_step, token_loss};
+pub use trained::Trained;
 pub use utilisation::Peak;

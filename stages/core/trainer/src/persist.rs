@@ -1,6 +1,6 @@
 //! How a stage saves, continues and hands on, in terms of its context.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use datasets::Tokenizer;
 use model::Model;
@@ -51,7 +51,7 @@ impl StageContext {
         self.ranks.barrier()
     }
 
-    /// Writes a checkpoint, on the first rank; the others wait.
+    /// Writes a checkpoint of `model`, with `further` ones below it.
     ///
     /// # Errors
     /// As [`crate::finish()`].
@@ -64,10 +64,8 @@ impl StageContext {
         manifest: Manifest,
     ) -> Result<(), TrainerError> {
         self.ranks.at("the end");
-        if self.ranks.is_first() {
-            crate::finish(dir, model, further, tokenizer, manifest)?;
-        }
-        self.ranks.barrier()
+        let models = [&[("", model)], further].concat();
+        crate::finish(&self.ranks, dir, &models, tokenizer, manifest)
     }
 
     /// Whether somebody wants the run to save and end: any rank may be told.
@@ -86,7 +84,7 @@ impl StageContext {
         &self,
         parts: &mut [RestorePart],
     ) -> Result<Option<T>, TrainerError> {
-        let Some((step, folder)) = latest_valid_snapshot(&self.stage)? else {
+        let Some((step, folder)) = self.latest_snapshot()? else {
             return Ok(None);
         };
         let state = restore_snapshot(&folder, parts)?;
@@ -96,6 +94,16 @@ impl StageContext {
             TrainerError::StageState { path, source }
         })?;
         Ok(Some(state))
+    }
+
+    /// The first rank's choice, which it has checked: all continue from the same.
+    fn latest_snapshot(&self) -> Result<Option<(u64, PathBuf)>, TrainerError> {
+        let found = if self.ranks.is_first() {
+            latest_valid_snapshot(&self.stage)?
+        } else {
+            None
+        };
+        self.ranks.word_of_first(found)
     }
 
     /// Seals a folder of data (`kind` of the manifest) and makes it appear.
@@ -108,7 +116,7 @@ impl StageContext {
     }
 
     /// Where the stage keeps what it can make again, such as tokenised text.
-    pub fn cache_dir(&self) -> std::path::PathBuf {
+    pub fn cache_dir(&self) -> PathBuf {
         self.stage.root().join("cache")
     }
 }

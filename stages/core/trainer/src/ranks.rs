@@ -5,8 +5,10 @@
 
 use std::cell::RefCell;
 use std::fmt::Write as _;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use runtime::ranks::Place;
 use serde::Serialize;
@@ -15,7 +17,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::{Group, Member, Pending, Reduction, Store, TorchError};
 
 use crate::error::TrainerError;
-use crate::identity;
+use crate::identity::{self, Identity};
 use crate::rank_error::RankError;
 
 /// How long ranks wait for each other.
@@ -45,7 +47,7 @@ pub struct Ranks {
 #[derive(Debug)]
 struct Link {
     store: Store,
-    group: Group,
+    group: Rc<Group>,
     device: Device,
     /// What this rank does now, for errors.
     doing: RefCell<String>,
@@ -61,14 +63,15 @@ impl Ranks {
         }
     }
 
-    /// Meets the other ranks. All must have the same `identity` (what they will do, and with which program).
+    /// Meets the other ranks, which must have the same `identity`. Whom this rank finds at another stage it leaves
+    /// there, and looks again.
     ///
     /// # Errors
     /// Where the first rank cannot be reached or others do not come in time; an identity that differs.
     pub fn join(
         place: &Place,
         device: Device,
-        identity: &str,
+        identity: Identity<'_>,
         patience: Patience,
     ) -> Result<Self, TrainerError> {
         let (rank, size) = (place.rank, place.size);
@@ -82,9 +85,23 @@ impl Ranks {
                 source,
             })
         };
-        let store =
-            Store::open(&place.host, place.port, rank == 0, patience.join).map_err(unreachable)?;
-        identity::check(&store, place, identity, patience.join)?;
+        let end = Instant::now() + patience.join;
+        let mut left = patience.join;
+        let store = loop {
+            let store =
+                Store::open(&place.host, place.port, rank == 0, left).map_err(unreachable)?;
+            match identity::check(&store, place, identity, left) {
+                Ok(()) => break store,
+                // The store of the stage before went with those who were at it.
+                Err(error) if rank > 0 && !is_refusal(&error) && Instant::now() < end => {
+                    thread::sleep(LOOK_AGAIN);
+                    left = end.saturating_duration_since(Instant::now());
+                    left = left.max(LOOK_AGAIN);
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        LOST.store(false, Ordering::SeqCst);
         let member = Member {
             rank,
             size,
@@ -94,7 +111,7 @@ impl Ranks {
         let group = Group::open(&store, "all", member).map_err(unreachable)?;
         let link = Link {
             store,
-            group,
+            group: Rc::new(group),
             device,
             doing: RefCell::new("the start".to_owned()),
         };
@@ -276,17 +293,20 @@ impl Ranks {
         make()
     }
 
-    /// What the first rank says, on all ranks.
+    /// What the first rank says, on all ranks; what others say does not matter.
     ///
     /// # Errors
     /// As [`Self::gather`].
-    pub fn word_of_first(&self, word: Option<String>) -> Result<String, TrainerError> {
-        let words = self.exchange(word.unwrap_or_default())?;
+    pub fn word_of_first<T: Serialize + DeserializeOwned + Default>(
+        &self,
+        word: T,
+    ) -> Result<T, TrainerError> {
+        let words = self.exchange(word)?;
         Ok(words.into_iter().next().unwrap_or_default())
     }
 
     /// The group of all ranks, where there are several.
-    pub(crate) fn group(&self) -> Option<&Group> {
+    pub(crate) fn group(&self) -> Option<&Rc<Group>> {
         self.link.as_ref().map(|link| &link.group)
     }
 
@@ -298,7 +318,7 @@ impl Ranks {
     }
 
     /// An error of communication, with what is known of the others.
-    pub(crate) fn explain(&self, error: &TorchError) -> TrainerError {
+    pub fn explain(&self, error: &TorchError) -> TrainerError {
         self.failed(&error.to_string())
     }
 
@@ -329,6 +349,17 @@ impl Ranks {
         }
         lines
     }
+}
+
+/// How long a rank waits before it looks again for the others.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Whether the others were met, and do something else.
+fn is_refusal(error: &TrainerError) -> bool {
+    let TrainerError::Ranks(error) = error else {
+        return false;
+    };
+    matches!(**error, RankError::Identity { .. })
 }
 
 /// An error that another process is the cause of.

@@ -82,9 +82,7 @@ impl<'a> Session<'a> {
         num_examples: usize,
     ) -> Result<Self, TrainerError> {
         let steps = num_steps(plan.duration, num_examples, plan.batch);
-        model.set_trainable(true);
-        let params = model.trainable();
-        let mut stepper = Stepper::divided(&params, &plan.optimizer, steps, ctx.division())
+        let mut stepper = Stepper::divided(&[&model][..], &plan.optimizer, steps, ctx.division())
             .with_nonfinite_skip(plan.nonfinite_skip);
         let mut parts = [RestorePart {
             name: "model",

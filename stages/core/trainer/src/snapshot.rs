@@ -23,7 +23,6 @@ use runtime::run_folder::StageFolder;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::buckets::slice_of;
 use crate::ema::Ema;
 use crate::error::TrainerError;
 use crate::folder::{trained_bytes, write_trained};
@@ -112,17 +111,19 @@ pub fn save_snapshot(
     } else {
         None
     };
-    let path = folder
-        .as_ref()
-        .map(|folder| folder.path().to_string_lossy().into_owned());
-    let path = PathBuf::from(ranks.word_of_first(path)?);
+    let path = folder.as_ref().map(|folder| folder.path().to_owned());
+    let path = ranks.word_of_first(path.unwrap_or_default())?;
     for (index, part) in contents.parts.iter().enumerate() {
         let division = part.stepper.division();
         let training = path.join("training");
+        // Of a model with adapters these alone are written.
+        let whole = (!part.model.has_adapter()).then(|| part.model.whole());
+        let whole = whole.transpose()?;
         if ranks.is_first() {
             let below = if index == 0 { "" } else { part.name };
             write_trained(&path.join(below), part.model, contents.tokenizer)?;
         }
+        drop(whole);
         if division.slices() > 1 {
             let place = (division.slice(), division.slices());
             write_slices(&training, part.name, &part.pieces(), place)?;
@@ -213,22 +214,18 @@ impl SnapshotPart<'_> {
 /// The optimizer's state and the averages, by key.
 fn pieces(stepper: &Stepper, ema: Option<&Ema>) -> BTreeMap<String, Piece> {
     let division = stepper.division();
-    let shapes: BTreeMap<&str, &[i64]> = stepper.optimizer().shapes().collect();
+    let slices: BTreeMap<&str, (&[i64], usize)> = stepper.optimizer().slices().collect();
     let mut tensors = stepper.optimizer().state();
     tensors.extend(ema.map(Ema::state).into_iter().flatten());
     let piece = |(key, tensor): (String, Tensor)| {
         let param = key.rsplit_once('.').map_or("", |(param, _)| param);
-        let whole = shapes.get(param).filter(|_| !tensor.size().is_empty());
-        let piece = match whole {
-            Some(shape) if division.slices() > 1 => {
-                let numel = shape.iter().product::<i64>() as usize;
-                let range = slice_of(numel, division.slice(), division.slices());
-                Piece {
-                    tensor,
-                    shape: shape.to_vec(),
-                    start: Some(range.start),
-                }
-            }
+        let slice = slices.get(param).filter(|_| !tensor.size().is_empty());
+        let piece = match slice {
+            Some((shape, start)) if division.slices() > 1 => Piece {
+                tensor,
+                shape: shape.to_vec(),
+                start: Some(*start),
+            },
             _ => Piece {
                 shape: tensor.size(),
                 tensor,

@@ -11,6 +11,7 @@ use crate::error::TrainerError;
 use crate::exchange::Division;
 use crate::gradients::{Gradients, clip, global_norm};
 use crate::schedule::learning_rate;
+use crate::trained::{Cut, Trained};
 
 /// Updates the parameters of one model.
 ///
@@ -46,20 +47,22 @@ impl Stepper {
     /// gradients from now on. `steps` is the length of the schedule, in the unit in which [`Self::update`]
     /// counts.
     pub fn new(model: &Model, plan: &OptimizerPlan, steps: u64) -> Self {
-        model.set_trainable(true);
-        Self::divided(&model.trainable(), plan, steps, Division::none())
+        Self::divided(&[model][..], plan, steps, Division::none())
     }
 
-    /// The same for named tensors that require gradients, as one of the ranks of `division`.
+    /// The same for what is trained of several models, or for named tensors that require gradients, as one of the ranks of
+    /// `division`.
     pub fn divided(
-        params: &BTreeMap<String, Tensor>,
+        trained: impl Into<Trained>,
         plan: &OptimizerPlan,
         steps: u64,
         division: Division,
     ) -> Self {
+        let trained = trained.into();
+        let cut = Cut::of(&trained, &division);
         Self {
-            optimizer: AdamW::divided(params, plan, &division),
-            gradients: Gradients::new(params, &division),
+            optimizer: AdamW::of_slices(cut.kept(&trained, &division), plan),
+            gradients: Gradients::divided(&trained, cut, &division),
             division,
             plan: plan.clone(),
             steps,

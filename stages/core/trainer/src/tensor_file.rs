@@ -109,6 +109,8 @@ pub(crate) fn read_into(
 struct Stored {
     path: PathBuf,
     readers: Vec<Reader>,
+    /// The shapes in each file.
+    held: Vec<BTreeMap<String, Vec<i64>>>,
     shapes: BTreeMap<String, Vec<i64>>,
     /// Those that are cut.
     cut: BTreeMap<String, Vec<i64>>,
@@ -129,11 +131,15 @@ impl Stored {
             .iter()
             .map(|path| Reader::open(path))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut shapes = readers.first().map(Reader::tensors).unwrap_or_default();
+        let held: Vec<_> = readers.iter().map(Reader::tensors).collect();
+        let Some(mut shapes) = held.first().cloned() else {
+            return Err(TrainerError::NoSlices { path });
+        };
         shapes.extend(cut.clone());
         Ok(Self {
             path,
             readers,
+            held,
             shapes,
             cut,
         })
@@ -157,23 +163,24 @@ impl Stored {
         extra.map_or(Ok(()), |name| Err(name_error(name, "unexpected")))
     }
 
-    /// Copies what a piece covers out of each file that has some of it.
+    /// Copies what a piece covers out of each file that has some of it; the others are not read.
     fn read(&self, name: &str, piece: &Piece) -> Result<(), TrainerError> {
         let (kind, device) = (piece.tensor.kind(), piece.tensor.device());
         let target = piece.tensor.view([-1]);
         let first = piece.start.unwrap_or(0) as i64;
         let wanted = first..first + target.size()[0];
         let files = if self.cut.contains_key(name) {
-            &self.readers[..]
+            self.readers.len()
         } else {
-            &self.readers[..1]
+            1
         };
         let mut start = 0;
-        for reader in files {
-            let tensor = reader.read(name, kind, device)?.view([-1]);
-            let end = start + tensor.size()[0];
+        for (reader, held) in self.readers.iter().zip(&self.held).take(files) {
+            let shape = held.get(name);
+            let end = start + shape.map_or(0, |shape| shape.iter().product());
             let (from, to) = (wanted.start.max(start), wanted.end.min(end));
             if from < to {
+                let tensor = reader.read(name, kind, device)?.view([-1]);
                 let numbers = tensor.narrow(0, from - start, to - from);
                 target
                     .narrow(0, from - first, to - from)
@@ -185,7 +192,7 @@ impl Stored {
         if start == numel {
             return Ok(());
         }
-        let found = format!("{start} numbers in {} files", files.len());
+        let found = format!("{start} numbers in {files} files");
         Err(self.shape_error(name, found, format!("{numel}")))
     }
 

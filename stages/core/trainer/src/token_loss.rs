@@ -116,7 +116,7 @@ pub fn lm_micro_step(
     options: &RecordOptions,
     done: impl FnMut(usize) -> Result<(), TrainerError>,
 ) -> Result<f64, TrainerError> {
-    let (hidden_btd, tape) = model.record(input, options);
+    let (hidden_btd, tape) = model.record(input, options)?;
     let sum = head_step(model, &hidden_btd, targets, scale, chunk_length(model))?;
     tape.backward_by_block(model, done)?;
     Ok(sum)

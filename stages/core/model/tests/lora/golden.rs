@@ -108,7 +108,7 @@ impl Golden {
 
     /// One forward and backward pass; the gradients of what is trained.
     pub fn backward(&self, model: &Model, options: &RecordOptions) -> (f64, Tensors) {
-        let (hidden_btd, tape) = model.record(&self.input(), options);
+        let (hidden_btd, tape) = model.record(&self.input(), options).expect("a pass");
         let loss = self.loss(model, &hidden_btd);
         loss.backward();
         tape.backward(model).expect("backward pass");

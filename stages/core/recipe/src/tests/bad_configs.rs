@@ -34,7 +34,7 @@ fn keys() {
         (
             "seed = 1",
             "sead = 1\nstage = 2",
-            "pipeline.toml:2:1: sead: unknown key\n  hint: did you mean `seed`? known keys here: name, seed, preset, tokenizer, stages\npipeline.toml:3:1: stage: unknown key\n  hint: did you mean `stages`? known keys here: name, seed, preset, tokenizer, stages",
+            "pipeline.toml:2:1: sead: unknown key\n  hint: did you mean `seed`? known keys here: name, seed, preset, tokenizer, stages, cluster\npipeline.toml:3:1: stage: unknown key\n  hint: did you mean `stages`? known keys here: name, seed, preset, tokenizer, stages, cluster",
         ),
         (
             "name = \"base\"",
@@ -59,7 +59,7 @@ fn keys() {
         (
             "[stages.corpus]",
             "[stages.logs]",
-            "pipeline.toml:22:9: stages.logs: \"logs\" cannot be a stage's name\n  hint: use letters, digits, - and _; tokenizer, logs and lock are taken",
+            "pipeline.toml:22:9: stages.logs: \"logs\" cannot be a stage's name\n  hint: use letters, digits, - and _; tokenizer, logs, lock, cluster are taken",
         ),
         (
             "name = \"base\"",

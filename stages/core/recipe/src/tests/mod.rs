@@ -2,8 +2,10 @@
 
 mod bad_configs;
 mod bad_places;
+mod cluster;
 mod configs;
 mod hub;
+mod jobs;
 mod keys;
 mod long_context;
 mod lora;
@@ -12,6 +14,7 @@ mod objectives;
 mod plans;
 mod presets;
 mod shapes;
+mod sharded_memory;
 mod value_model;
 
 use std::fs;

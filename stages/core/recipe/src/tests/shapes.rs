@@ -174,8 +174,8 @@ fn quantised_matrices_take_a_quarter_or_less() {
 
 #[test]
 fn memory_counts_states_and_activations() {
-    assert_eq!(arithmetic::training_bytes(10, Dtype::F32), 120);
-    assert_eq!(arithmetic::training_bytes(10, Dtype::Bf16), 140);
+    assert_eq!(arithmetic::state_bytes(10, Dtype::F32), 80);
+    assert_eq!(arithmetic::state_bytes(10, Dtype::Bf16), 120);
     assert_eq!(arithmetic::weight_bytes(10, Dtype::F64), 80);
     let shape = named("llama-7b");
     let mut execution = Execution {

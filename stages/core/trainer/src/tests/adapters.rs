@@ -258,13 +258,8 @@ fn on_one_backbone(backbone: &Model, dense: &Model) -> Outcome {
     whole.ema.apply(&mut whole.steppers[0])?;
     let [policy, _] = &whole.models;
     let manifest = Manifest::new("checkpoint", "ppo", 4);
-    finish(
-        &stage.final_dir(),
-        policy,
-        &[],
-        &tiny_tokenizer()?,
-        manifest,
-    )?;
+    let (ranks, dir) = (Ranks::alone(), stage.final_dir());
+    finish(&ranks, &dir, &[("", policy)], &tiny_tokenizer()?, manifest)?;
     let read = dense.with_adapter(&stage.final_dir().join("adapter"))?;
     let merged = Model::load(&stage.final_dir(), Device::Cpu, kind)?;
     assert!(bits(merged.params()) == bits(read.merged()?.params()));

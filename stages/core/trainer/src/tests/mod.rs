@@ -1,6 +1,7 @@
 //! Tests of this crate, and the small things that they share.
 
 mod adapters;
+mod meeting;
 mod optimizer;
 mod ranks;
 mod schedule;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::rc::Rc;
+use std::time::Duration;
 
 use recipe::plan::Sharding;
 use runtime::manifest::Manifest;
@@ -15,25 +16,30 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::stage::{options, rows};
 use super::{norm, plan, tiny_model, tiny_tokenizer};
 use crate::{
-    Contents, Division, Ema, Patience, Ranks, RestorePart, SnapshotPart, Stepper, TrainerError,
-    lm_backward, lm_evaluate, restore_snapshot, save_snapshot,
+    Contents, Division, Ema, Identity, Patience, Ranks, RestorePart, SnapshotPart, Stepper,
+    TrainerError, lm_backward, lm_evaluate, restore_snapshot, save_snapshot,
 };
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const PATIENCE: Patience = Patience {
+pub(super) const PATIENCE: Patience = Patience {
     join: Duration::from_secs(20),
     operation: Duration::from_secs(20),
 };
 
-const SHARDINGS: [Sharding; 3] = [Sharding::None, Sharding::Optimizer, Sharding::Gradients];
+const SHARDINGS: [Sharding; 4] = [
+    Sharding::None,
+    Sharding::Optimizer,
+    Sharding::Gradients,
+    Sharding::Parameters,
+];
 
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.local_addr().expect("an address").port()
 }
 
-fn place(rank: usize, size: usize, port: u16) -> Place {
+pub(super) fn place(rank: usize, size: usize, port: u16) -> Place {
     Place {
         rank,
         size,
@@ -43,8 +49,13 @@ fn place(rank: usize, size: usize, port: u16) -> Place {
     }
 }
 
+pub(super) fn named(work: &str) -> Identity<'_> {
+    let stage = "test";
+    Identity { stage, work }
+}
+
 /// What each of so many ranks makes of `body`, by rank.
-fn on_ranks<T: Send>(
+pub(super) fn on_ranks<T: Send>(
     size: usize,
     body: impl Fn(Ranks) -> Result<T, Failure> + Sync,
 ) -> Vec<Result<T, Failure>> {
@@ -54,7 +65,7 @@ fn on_ranks<T: Send>(
             return body(Ranks::alone());
         }
         let place = place(rank, size, port);
-        body(Ranks::join(&place, Device::Cpu, "test", PATIENCE)?)
+        body(Ranks::join(&place, Device::Cpu, named("test"), PATIENCE)?)
     };
     std::thread::scope(|scope| {
         let run = &run;
@@ -67,7 +78,7 @@ fn on_ranks<T: Send>(
 }
 
 /// The first rank's, after all have ended well.
-fn first<T>(results: Vec<Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) fn first<T>(results: Vec<Result<T, Failure>>) -> Result<T, Failure> {
     let all = results.into_iter().collect::<Result<Vec<T>, _>>()?;
     Ok(all.into_iter().next().expect("a rank"))
 }
@@ -82,13 +93,17 @@ struct Run {
 
 impl Run {
     fn new(seed: u64, kind: Kind, sharding: Sharding, ranks: Ranks) -> Self {
-        let model = tiny_model(seed, kind);
-        model.set_trainable(true);
+        let model = match ranks.group() {
+            Some(group) if sharding == Sharding::Parameters => {
+                tiny_model(seed, kind).sharded(Rc::clone(group))
+            }
+            _ => tiny_model(seed, kind),
+        };
         let division = Division {
             ranks: ranks.into(),
             sharding,
         };
-        let stepper = Stepper::divided(&model.trainable(), &plan(), 20, division);
+        let stepper = Stepper::divided(&[&model][..], &plan(), 20, division);
         Self {
             ema: Ema::new(&stepper, 0.9),
             model,
@@ -148,12 +163,12 @@ impl Run {
 
     /// Weights, and after them the averages in their place.
     fn end(mut self) -> Result<End, TrainerError> {
-        let weights = copies(&self.model);
+        let weights = copies(&self.model)?;
         self.ema.apply(&mut self.stepper)?;
         Ok(End {
             curve: self.curve,
             weights,
-            averages: copies(&self.model),
+            averages: copies(&self.model)?,
         })
     }
 }
@@ -164,13 +179,14 @@ struct End {
     averages: BTreeMap<String, Tensor>,
 }
 
-fn copies(model: &model::Model) -> BTreeMap<String, Tensor> {
+fn copies(model: &model::Model) -> Result<BTreeMap<String, Tensor>, TrainerError> {
+    let _whole = model.whole()?;
     let params = model.params().iter();
-    no_grad(|| {
+    Ok(no_grad(|| {
         params
             .map(|(name, x)| (name.clone(), x.detach().copy()))
             .collect()
-    })
+    }))
 }
 
 fn assert_near(label: &str, found: &End, expected: &End, bound: f64) {
@@ -284,101 +300,4 @@ fn each_rank_keeps_its_slices_alone() -> Result<(), Failure> {
         "{shares:?} of {all}"
     );
     Ok(())
-}
-
-#[test]
-fn what_is_shared_out_comes_back_in_order() -> Result<(), Failure> {
-    for size in [1, 2, 3] {
-        let results = on_ranks(size, |ranks| {
-            for count in [0, 1, 5, 6] {
-                let items: Vec<u32> = (0..count).collect();
-                let own = ranks.share(&items);
-                assert!(own.len() <= items.len().div_ceil(ranks.size()));
-                assert_eq!(ranks.gather(own)?, items);
-            }
-            let mut numbers = [1.5, ranks.rank() as f64];
-            ranks.sum(&mut numbers)?;
-            let expected = [1.5 * size as f64, (size * (size - 1) / 2) as f64];
-            let gap = |(a, b): (&f64, f64)| (a - b).abs();
-            assert!(numbers.iter().zip(expected).map(gap).all(|gap| gap < 1e-12));
-            assert!(ranks.any(ranks.rank() + 1 == size)?);
-            assert!(!ranks.any(false)?);
-            let word = ranks.is_first().then(|| "folder".to_owned());
-            assert_eq!(ranks.word_of_first(word)?, "folder");
-            let nan = ranks.exchange(f64::NAN)?;
-            assert!(nan.len() == size && nan.iter().all(|x| x.is_nan()));
-            Ok(())
-        });
-        first(results)?;
-    }
-    Ok(())
-}
-
-#[test]
-fn ranks_that_do_different_things_refuse_each_other() {
-    let port = free_port();
-    let join = |rank: usize| {
-        let identity = ["plan a", "plan b"][rank];
-        Ranks::join(&place(rank, 2, port), Device::Cpu, identity, PATIENCE)
-    };
-    std::thread::scope(|scope| {
-        let other = scope.spawn(|| join(1).map(|_| ()));
-        let errors = [join(0).map(|_| ()), other.join().expect("no panic")];
-        for error in errors {
-            let error = error.expect_err("other plans").to_string();
-            assert!(
-                error.contains("plan a") && error.contains("plan b"),
-                "{error}"
-            );
-        }
-    });
-}
-
-#[test]
-fn who_is_missing_is_named_in_bounded_time() {
-    let patience = Patience {
-        join: Duration::from_secs(2),
-        operation: Duration::from_secs(2),
-    };
-    let started = Instant::now();
-    let port = free_port();
-    let error = Ranks::join(&place(1, 2, port), Device::Cpu, "test", patience);
-    let error = error.expect_err("no rank 0").to_string();
-    assert!(
-        error.contains("rank 1 of 2") && error.contains(&port.to_string()),
-        "{error}"
-    );
-    let error = Ranks::join(&place(0, 2, free_port()), Device::Cpu, "test", patience);
-    let error = error.expect_err("no rank 1").to_string();
-    assert!(error.contains("rank 1 did not come within 2 s"), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(15));
-}
-
-#[test]
-fn a_rank_that_is_gone_or_hangs_is_named() {
-    let patience = Patience {
-        join: Duration::from_secs(20),
-        operation: Duration::from_secs(3),
-    };
-    for hangs in [false, true] {
-        let port = free_port();
-        let join = |rank| Ranks::join(&place(rank, 2, port), Device::Cpu, "test", patience);
-        std::thread::scope(|scope| {
-            let gone = scope.spawn(move || {
-                let ranks = join(1).expect("both are there");
-                ranks.at("step 7");
-                if hangs {
-                    std::thread::sleep(Duration::from_secs(6));
-                }
-            });
-            let ranks = join(0).expect("both are there");
-            ranks.at("step 8");
-            let started = Instant::now();
-            let error = ranks.barrier().expect_err("one is gone").to_string();
-            assert!(started.elapsed() < Duration::from_secs(6), "{error}");
-            assert!(error.contains("rank 0 of 2 at step 8"), "{error}");
-            assert!(error.contains("rank 1 was last at step 7"), "{error}");
-            gone.join().expect("no panic");
-        });
-    }
 }

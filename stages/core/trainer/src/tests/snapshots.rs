@@ -360,16 +360,11 @@ fn the_final_checkpoint_is_sealed_and_loads() -> Outcome {
     run.ema.apply(&mut run.policy_stepper)?;
     let mut manifest = Manifest::new("checkpoint", "ppo", 6);
     manifest.notes.insert("selected_step".into(), json!(4));
-    let further = [("value", &run.value)];
-    let sealed = finish(
-        &stage.final_dir(),
-        &run.policy,
-        &further,
-        &tiny_tokenizer()?,
-        manifest,
-    )?;
-    let read = Manifest::verify(&stage.final_dir())?.ok_or("no manifest")?;
-    assert_eq!(read.id(), sealed.id());
+    let models = [("", &run.policy), ("value", &run.value)];
+    let (ranks, dir) = (Ranks::alone(), stage.final_dir());
+    finish(&ranks, &dir, &models, &tiny_tokenizer()?, manifest)?;
+    let read = Manifest::verify(&dir)?.ok_or("no manifest")?;
+    assert_eq!(read.notes["selected_step"], json!(4));
     assert!(read.files.contains_key("value/model.safetensors"));
     assert!(read.files.contains_key("tokenizer.json"));
     let loaded = Model::load(&stage.final_dir(), Device::Cpu, Kind::Float)?;
