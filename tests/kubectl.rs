@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::support::{Outcome, Said, repository, rlhf, say, scratch, tiny};
+use crate::support::{Outcome, Said, repository, rlhf_beside, say, scratch, tiny};
 
 /// `jobs.json` in the folder is what the cluster has; `asked` what it was told, `applied` the manifests; `refuse` makes it
 /// refuse what it is told to make.
@@ -56,14 +56,8 @@ impl Cluster {
 
     /// `rlhf` with the stand-in before all else; without it, where nothing is found at all.
     pub fn command(&self, words: &[&str]) -> Command {
-        let (bin, path) = (self.file("bin"), std::env::var("PATH").unwrap_or_default());
-        let path = if bin.exists() {
-            format!("{}:{path}", bin.display())
-        } else {
-            bin.display().to_string()
-        };
-        let mut command = rlhf();
-        command.env("PATH", path).args(words);
+        let mut command = rlhf_beside(&self.file("bin"));
+        command.args(words);
         command
     }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::{Outcome, Said, rlhf, say, scratch, tiny};
+use crate::support::{Outcome, Said, rlhf_beside, say, scratch, tiny};
 
 /// Numbers of jobs count up; `refuse` in the folder makes `sbatch` refuse scripts of that name; while `wait` is there, it
 /// waits; `queue` is what `squeue` says; `asked` is what all were asked.
@@ -66,14 +66,8 @@ impl Cluster {
 
     /// `rlhf` with the stand-ins before all else; without them, where nothing is found at all.
     pub fn command(&self, words: &[&str]) -> Command {
-        let (bin, path) = (self.file("bin"), std::env::var("PATH").unwrap_or_default());
-        let path = if bin.exists() {
-            format!("{}:{path}", bin.display())
-        } else {
-            bin.display().to_string()
-        };
-        let mut command = rlhf();
-        command.env("PATH", path).env("RUN", self.run()).args(words);
+        let mut command = rlhf_beside(&self.file("bin"));
+        command.env("RUN", self.run()).args(words);
         command
     }
 

@@ -140,6 +140,19 @@ fn make_finished_run() -> Outcome<PathBuf> {
     }
 }
 
+/// `rlhf` with the programs of a folder before all else; where there is no such folder, nothing is found at all.
+pub fn rlhf_beside(bin: &Path) -> Command {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = if bin.exists() {
+        format!("{}:{path}", bin.display())
+    } else {
+        bin.display().to_string()
+    };
+    let mut command = rlhf();
+    command.env("PATH", path);
+    command
+}
+
 /// A copy of the finished run, to be changed.
 pub fn copy_of_finished_run(folder: &Path) -> Outcome<PathBuf> {
     let copy = folder.join("run");

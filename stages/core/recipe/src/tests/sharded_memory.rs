@@ -178,6 +178,26 @@ fn adapters_are_not_divided() {
     assert_eq!(all, kept + blocks + merged);
 }
 
+/// What is wrong with the ratio of what is predicted for a stage on the CPU to what was measured, MB, where it is another than
+/// expected.
+fn off(
+    plan: &Plan,
+    name: &str,
+    (sharding, ranks): (Sharding, usize),
+    [measured, expected]: [f64; 2],
+) -> Option<String> {
+    let mut stage = plan.stage(name).expect("a stage").clone();
+    stage.execution.sharding = sharding;
+    let place = Place::Cpu;
+    let predicted = peak_bytes(plan, &stage, Site { place, ranks }) as f64 / 1e6;
+    let ratio = predicted / measured;
+    (f64::abs(ratio - expected) > 0.006).then(|| {
+        format!(
+            "{sharding:?} on {ranks}: {predicted:.0} for {measured}, {ratio:.3}, not {expected}"
+        )
+    })
+}
+
 /// `memory/peak` less `memory/start` of the first rank on two CPU cores (experiments/cluster/README.md), MB.
 #[test]
 fn predictions_for_several_ranks_are_as_near_as_the_page_says() {
@@ -200,16 +220,8 @@ fn predictions_for_several_ranks_are_as_near_as_the_page_says() {
             ("stages.pretrain.batch", batch),
             ("stages.pretrain.micro_batch", "4"),
         ]);
-        let mut stage = plan.stage("pretrain").expect("a stage").clone();
-        stage.execution.sharding = sharding;
-        let place = Place::Cpu;
-        let predicted = peak_bytes(&plan, &stage, Site { place, ranks }) as f64 / 1e6;
-        let ratio = predicted / measured;
-        if f64::abs(ratio - expected) > 0.006 {
-            wrong.push(format!(
-                "{batch} {sharding:?} on {ranks}: {predicted:.0} for {measured}, {ratio:.3}, not {expected}"
-            ));
-        }
+        let off = off(&plan, "pretrain", (sharding, ranks), [measured, expected]);
+        wrong.extend(off.map(|off| format!("{batch} {off}")));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
@@ -236,16 +248,7 @@ fn predictions_for_ppo_on_two_ranks_are_as_near_as_the_page_says() {
         (Sharding::Gradients, 1181.0, 0.87),
         (Sharding::Parameters, 989.0, 0.86),
     ] {
-        let mut stage = plan.stage("ppo").expect("a stage").clone();
-        stage.execution.sharding = sharding;
-        let (place, ranks) = (Place::Cpu, 2);
-        let predicted = peak_bytes(&plan, &stage, Site { place, ranks }) as f64 / 1e6;
-        let ratio = predicted / measured;
-        if f64::abs(ratio - expected) > 0.006 {
-            wrong.push(format!(
-                "{sharding:?}: {predicted:.0} for {measured}, {ratio:.3}, not {expected}"
-            ));
-        }
+        wrong.extend(off(&plan, "ppo", (sharding, 2), [measured, expected]));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
